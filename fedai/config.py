@@ -74,7 +74,7 @@ def _near(word, words):
     hit = difflib.get_close_matches(str(word), [str(o) for o in words], 1)
     return f' (did you mean {hit[0]!r}?)' if hit else ''
 
-# %% ../nbs/00_config.ipynb #323a262b
+# %% ../nbs/00_config.ipynb #92133109
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -166,7 +166,9 @@ class FedConfig:
              other:'FedConfig' # the config to compare with
             )->dict: # field -> (value here, value there)
         "Fields that differ and can change a run's result."
-        return {f.name: (a,b) for f in fields(self) if f.metadata['result'] and (a:=getattr(self,f.name)) != (b:=getattr(other,f.name))}
+        decays = self.lr_schedule != 'constant'   # then the number of rounds shapes every round
+        return {f.name: (a,b) for f in fields(self)
+                if (f.metadata['result'] or f.name == 'rounds' and decays) and (a:=getattr(self,f.name)) != (b:=getattr(other,f.name))}
 
 # %% ../nbs/00_config.ipynb #c3189f87
 FedConfig.__signature__ = inspect.signature(FedConfig.__init__).replace(parameters=list(inspect.signature(FedConfig.__init__).parameters.values())[1:])
