@@ -248,7 +248,7 @@ def local_steps(model,          # the live model, holding the client's state
             tokens += task.size(batch)
     return dict(loss=float(np.mean(losses)), tokens=tokens)
 
-# %% ../nbs/08_training.ipynb #4f77cf20
+# %% ../nbs/08_training.ipynb #7f5dee75
 def adapter_files(model)->dict: # name -> text; nothing for a plain module
     "The files that make a row a PEFT adapter."
     if not hasattr(model, 'peft_config'): return {}
@@ -257,4 +257,6 @@ def adapter_files(model)->dict: # name -> text; nothing for a plain module
         mode,cfg.inference_mode = cfg.inference_mode,True
         try: cfg.save_pretrained(d)
         finally: cfg.inference_mode = mode
-        return {'adapter_config.json': (Path(d)/'adapter_config.json').read_text()}
+        text = json.loads((Path(d)/'adapter_config.json').read_text())
+    text = {k: sorted(v) if isinstance(getattr(cfg, k, None), set) else v for k,v in text.items()}
+    return {'adapter_config.json': json.dumps(text, indent=2, sort_keys=True) + '\n'}

@@ -1,0 +1,62 @@
+"Prompts and masks with real tokenizers."
+import json, pytest, torch
+from hypothesis import given, settings, strategies as st
+from fedai.config import FedConfig
+from fedai.data import DataError, Prompter, by_length, is_test, pad_batch, train_batch
+from fedai.models import get_tokenizer
+
+TINY = get_tokenizer(FedConfig(model='tiny'))
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(min_size=1, max_size=80).filter(str.strip), st.text(min_size=1, max_size=30).filter(str.strip), st.integers(8, 120))
+def test_an_answer_is_whole_or_refused(instruction, output, max_length):
+    "Whatever the lengths: the answer and its end are there in full, or the example is refused; nothing is longer than allowed."
+    whole = TINY(output, add_special_tokens=False).input_ids
+    try: e = Prompter(TINY, max_length=max_length).encode(dict(instruction=instruction, output=output))
+    except DataError as err:
+        assert 'max_length' in str(err)
+        assert len(whole) + 1 + 3 > max_length   # 3: the template's marks
+        return
+    assert len(e) <= max_length
+    if TINY.eos_token_id not in whole: assert e.answer == whole + [TINY.eos_token_id]
+    b = train_batch([e, e], TINY.pad_token_id)
+    learned = b['input_ids'][0][b['labels'][0] != -100]
+    assert learned.tolist() == e.answer
+
+def test_chat_template_gives_the_tokens_of_the_whole_conversation():
+    msgs = [dict(role='user', content='3 + 4 ='), dict(role='assistant', content='7')]
+    e = Prompter(TINY).encode(dict(instruction='3 + 4 =', output='7'))
+    assert e.prompt + e.answer == TINY(TINY.apply_chat_template(msgs, tokenize=False), add_special_tokens=False).input_ids
+
+@pytest.mark.slow
+def test_smollm2_prompt_and_end():
+    tok = get_tokenizer(FedConfig())
+    e = Prompter(tok, system_prompt='Be brief.').encode(dict(instruction='3 + 4 =', output='7'))
+    assert tok.decode(e.prompt) == '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n3 + 4 =<|im_end|>\n<|im_start|>assistant\n'
+    assert tok.decode(e.answer) == '7<|im_end|>' and tok.pad_token_id != tok.eos_token_id
+    assert 'helpful AI assistant' in tok.decode(Prompter(tok).encode(dict(instruction='3 + 4 =', output='7')).prompt)
+
+def test_without_chat_template_the_instruction_template_is_used():
+    tok = get_tokenizer(FedConfig(model='tiny'))
+    tok.chat_template = None
+    e = Prompter(tok).encode(dict(instruction='Add.', input='3 4', output='7'))
+    assert tok.decode(e.prompt) == '### Instruction:\nAdd.\n\n3 4\n\n### Response:\n' and tok.decode(e.answer) == '7<|end|>'
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(2, 50), min_size=1, max_size=9), min_size=1, max_size=6), st.booleans())
+def test_padding_loses_nothing(rows, left):
+    ids,mask = pad_batch(rows, 0, left)
+    assert [r[m.bool()].tolist() for r,m in zip(ids, mask)] == rows
+    assert mask[:,-1 if left else 0].all()
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 7))
+def test_buckets_hold_each_item_once(lengths, size):
+    b = by_length(lengths, size)
+    assert sorted(i for x in b for i in x) == list(range(len(lengths))) and all(len(x) <= size for x in b)
+
+def test_a_split_by_content_does_not_move():
+    exs = [dict(instruction=f'{i}', output='x') for i in range(500)]
+    side = {e['instruction']: is_test(e, .2) for e in exs}
+    assert 60 < sum(side.values()) < 140
+    assert all(is_test(e, .2) == side[e['instruction']] for e in exs[::-1][:250])

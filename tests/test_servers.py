@@ -1,0 +1,232 @@
+"Whole runs of the tiny model: what must be true of every round."
+import itertools, json, signal, subprocess, sys, textwrap, time
+import numpy as np, pytest, torch
+from pathlib import Path
+from peft import PeftModel
+from safetensors.torch import load_file
+from conftest import TASKS, client_data
+from fedai.clients import BaseClient, Client_mira
+from fedai.data import get_client_data
+from fedai.models import get_base_model, get_tokenizer
+from fedai.servers import BaseServer, Server_mira
+from fedai.tracking import Callback
+
+def weights(path): return load_file(Path(path)/'adapter_model.safetensors')
+def run_files(root): return {str(o.relative_to(root)): o.read_bytes() for o in Path(root).rglob('*') if o.is_file() and o.name != 'timing.jsonl'}
+def run(cfg, data=None, cls=Server_mira, **kw):
+    s = cls(cfg, data or client_data(cfg.num_clients), callbacks=[], **kw)
+    s.fit()
+    return s
+
+@pytest.mark.parametrize('seed,m,setting', [(0,1.,dict(coupling=.5)), (1,.5,dict(coupling=.9)), (2,.6,dict(lambda_=40.)), (3,.3,dict(lambda_=5.))])
+def test_each_round_is_the_formula_in_float64(make_cfg, seed, m, setting):
+    cfg = make_cfg(num_clients=6, m=m, rounds=3, seed=seed, keep_trained=True, keep_rounds=10, **setting)
+    s = run(cfg)
+    assert all(len(ids) == max(1, round(m*6)) for ids in s.selection)
+    for t,ids in enumerate(s.selection):
+        f = Path(cfg.output_dir)/str(t+1)
+        assert sorted(o.name for o in f.glob('trained_*')) == sorted(f'trained_{i}' for i in ids)
+        A = np.load(f/'graph.npy')
+        eta_lambda = cfg.lr*cfg.local_step*cfg.lambda_ if cfg.lambda_ is not None else cfg.coupling/A.sum(1).max()
+        old = {i: weights(f/f'trained_{i}') for i in ids}
+        for k in ids:
+            new = weights(f/f'local_output_{k}')
+            for n in new:
+                W = {i: old[i][n].double() for i in ids}
+                want = W[k] - eta_lambda*sum(A[k,l]*(W[k] - W[l]) for l in ids)
+                assert (new[n].double() - want).abs().max() < 1e-6
+        assert np.isclose(s.history[t]['pull']['max'], max(eta_lambda*A[k,ids].sum() for k in ids))
+
+def test_average_is_weighted_by_examples(make_cfg):
+    data = client_data(3)
+    data[1]['train'] = data[1]['train'][:6]
+    data[2]['train'] = data[2]['train'][:2]
+    cfg = make_cfg(num_clients=3, rounds=1, keep_trained=True)
+    run(cfg, data, BaseServer)
+    f = Path(cfg.output_dir)/'1'
+    old = [weights(f/f'trained_{i}') for i in range(3)]
+    for i,n in itertools.product(range(3), old[0]):
+        want = sum(w*o[n].double() for w,o in zip((.6,.3,.1), old))
+        assert (weights(f/f'local_output_{i}')[n].double() - want).abs().max() < 1e-7
+
+def test_what_is_loaded_next_is_the_aggregate_and_the_rest_stands_still(make_cfg):
+    cfg = make_cfg(num_clients=5, m=.4, rounds=5, keep_rounds=10, seed=4)
+    class Client(Client_mira):
+        def train(self, comm_round):
+            sent.append((comm_round, self.id, {n: t.clone() for n,t in self.server.live.state().items()}))
+            return super().train(comm_round)
+    sent = []
+    s = Server_mira(cfg, client_data(5), None, None, Client, callbacks=[])
+    base = {n: p.clone() for n,p in s.model.named_parameters() if not p.requires_grad}
+    start = (Path(cfg.output_dir)/'0'/'adapter_model.safetensors').read_bytes()
+    snapshots = []
+    class After(Callback):
+        def after_round(self, server, record): snapshots.append((record['selected'], dict(server.latest_model_iter), {i: server.store.load_row(i).clone() for i in range(5)}))
+    s.callbacks = [After()]
+    s.fit()
+    latest = {i: 0 for i in range(5)}
+    for t,i,state in sent:
+        want = weights(s.store.path(i, latest[i]) if latest[i] else Path(cfg.output_dir)/'0')
+        assert all(torch.equal(state[n], want[n]) for n in want)
+        latest = {**latest, **{j: t+1 for j in s.selection[t]}} if i == s.selection[t][-1] else latest
+    assert any(sum(i in ids for ids in s.selection) > 1 for i in range(5))
+    for (ids,now,rows),(_,_,before) in zip(snapshots[1:], snapshots):
+        for i in set(range(5)) - set(ids): assert torch.equal(rows[i], before[i])
+    assert s.latest_model_iter == latest == snapshots[-1][1]
+    assert (Path(cfg.output_dir)/'0'/'adapter_model.safetensors').read_bytes() == start
+    for n,p in s.model.named_parameters():
+        if n in base: assert torch.equal(p, base[n]), n
+
+def test_same_seed_same_bits_other_seed_other_bits(make_cfg):
+    a,b,c = make_cfg(seed=1, lora_dropout=.1),make_cfg(seed=1, lora_dropout=.1),make_cfg(seed=2, lora_dropout=.1)
+    files = []
+    for cfg in (a,b,c):
+        torch.manual_seed(len(files))   # the global generator must not matter
+        run(cfg).test()
+        f = run_files(cfg.output_dir)
+        del f['config.yaml']            # names the folder
+        files.append(f)
+    assert files[0] == files[1]
+    assert files[0]['2/local_output_0/adapter_model.safetensors'] != files[2]['2/local_output_0/adapter_model.safetensors']
+
+def test_order_of_clients_in_a_round_gives_the_same(make_cfg):
+    class Backwards(Server_mira):
+        def client_selection(self): return [ids[::-1] for ids in super().client_selection()]
+    a,b = make_cfg(rounds=3, m=.75),make_cfg(rounds=3, m=.75)
+    run(a)
+    run(b, cls=Backwards)
+    x,y = run_files(a.output_dir),run_files(b.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+
+def test_no_test_item_is_trained_on(make_cfg):
+    cfg = make_cfg(tasks=TASKS, clients_per_task=2, train_size=20, test_size=10)
+    data = get_client_data(cfg)
+    train = {e['instruction'] for d in data for e in d['train']}
+    assert len(train) == 80 and not train & {e['instruction'] for d in data for e in d['test']}
+    s = Server_mira(cfg, data, callbacks=[])
+    seen = [c.train_data.items for c in s.client_list]
+    tested = [c.test_data.items for c in s.client_list]
+    assert not {tuple(e.prompt) for d in seen for e in d} & {tuple(e.prompt) for d in tested for e in d}
+
+@pytest.mark.parametrize('kw', [dict(), dict(use_rslora=True, target_modules='all-linear'), dict(add_tokens=['<sum>']), dict(dtype='bfloat16')])
+def test_every_state_is_a_peft_adapter_with_the_same_logits(make_cfg, kw):
+    cfg = make_cfg(num_clients=3, keep_rounds=10, keep_trained=True, lr=1e-2, **kw)
+    s = run(cfg)
+    tok = get_tokenizer(cfg)
+    ids = torch.tensor([tok('3 + 104 = <sum>').input_ids])
+    folders = [o.parent for o in Path(cfg.output_dir).rglob('adapter_config.json')]
+    assert len(folders) == 1 + 2*2*3
+    differ = 0
+    for f in folders:
+        m = PeftModel.from_pretrained(get_base_model(cfg, tok), f).eval()
+        s.live.load(s.live.layout.pack(weights(f)))
+        with torch.no_grad(): a,b,base = m(ids).logits,s.model.eval()(ids).logits,m.get_base_model()(ids).logits
+        assert torch.equal(a, b), f
+        with m.disable_adapter(), torch.no_grad(): differ += not torch.equal(m(ids).logits, a)
+    assert differ == len(folders) - 1   # all but the common start
+
+def test_resume_is_as_if_it_had_never_stopped(make_cfg):
+    a,b = make_cfg(rounds=4, m=.5, eval_every=2),make_cfg(rounds=4, m=.5, eval_every=2)
+    run(a)
+    class Stop(Callback):
+        def after_client(self, server, comm_round, id, metrics):
+            if comm_round == 2: raise KeyboardInterrupt
+    s = Server_mira(b, client_data(4), callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt): s.fit()
+    assert json.loads((Path(b.output_dir)/'state.json').read_text())['round'] == 2
+    run(b)
+    x,y = run_files(a.output_dir),run_files(b.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+
+CHILD = """
+import sys; sys.path.insert(0, {tests!r})
+from conftest import client_data
+from fedai.config import load_config
+from fedai.servers import Server_mira
+Server_mira(load_config({cfg!r}), client_data(4), callbacks=[]).fit()
+"""
+
+def kill_and_resume(make_cfg, tmp_path, delays):
+    "Start the run as often as there are delays, kill each after its delay, then let it finish; as often as it takes."
+    from fedai.config import dump_config
+    a,b = make_cfg(rounds=6),make_cfg(rounds=6)
+    run(a)
+    p = tmp_path/'cfg.yaml'
+    p.write_text(dump_config(b))
+    child = [sys.executable, '-c', CHILD.format(tests=str(Path(__file__).parent), cfg=str(p))]
+    state,kills = Path(b.output_dir)/'state.json',0
+    for d in delays:
+        proc = subprocess.Popen(child, stderr=subprocess.DEVNULL)
+        began = time.monotonic()
+        while not state.exists() and proc.poll() is None and time.monotonic() - began < 60: time.sleep(.002)
+        time.sleep(d)
+        if proc.poll() is None:
+            proc.send_signal(signal.SIGKILL)
+            kills += 1
+        proc.wait()
+        if json.loads(state.read_text())['round'] == 6: break
+    subprocess.run(child, check=True)
+    x,y = run_files(a.output_dir),run_files(b.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+    return kills
+
+def test_killed_runs_end_with_the_same_bits(make_cfg, tmp_path):
+    assert kill_and_resume(make_cfg, tmp_path, [.02,.15]) >= 1
+
+def test_clients_that_never_took_part_are_tested_with_the_common_start(make_cfg):
+    cfg = make_cfg(num_clients=3, m=.3, rounds=1)
+    s = run(cfg)
+    scores = s.test(baselines=True)
+    card = json.loads((Path(cfg.output_dir)/'scorecard.json').read_text())
+    out = next(i for i in range(3) if i not in s.selection[0])
+    assert s.latest_model_iter[out] == 0 and card['clients'][str(out)] == card['base']['clients'][str(out)]
+    took = s.selection[0][0]
+    assert card['clients'][str(took)]['loss'] != card['base']['clients'][str(took)]['loss']
+    assert set(scores) == {0,1,2} and {'task','rougeL','bleu','exact_match','loss'} <= set(card['clients']['0'])
+    assert np.isclose(card['mean']['loss'], np.mean([c['loss'] for c in card['clients'].values()]))
+
+def test_scores_follow_from_the_saved_generations(make_cfg):
+    from rouge_score.rouge_scorer import RougeScorer
+    import sacrebleu
+    cfg = make_cfg(num_clients=2)
+    s = run(cfg)
+    s.test()
+    said = [json.loads(o) for o in (Path(cfg.output_dir)/'generations.jsonl').read_text().splitlines()]
+    for i in (0,1):
+        mine = [o for o in said if o['client'] == i]
+        c = s.scorecard['clients'][str(i)]
+        assert len(mine) == 4 and np.isclose(c['exact_match'], np.mean([o['output'] == o['generated'] for o in mine]))
+        assert np.isclose(c['rougeL'], np.mean([RougeScorer(['rougeL']).score(o['output'], o['generated'])['rougeL'].fmeasure for o in mine]))
+        assert np.isclose(c['bleu'], sacrebleu.BLEU(effective_order=True).corpus_score([o['generated'] for o in mine], [[o['output'] for o in mine]]).score)
+
+def test_holdout_is_the_loss_of_the_weighted_mean(make_cfg):
+    cfg = make_cfg(num_clients=2, rounds=1)
+    hold = client_data(3)[2]['test']
+    s = run(cfg, holdout_ds=hold)
+    a,b = s.store.load(0),s.store.load(1)
+    s.live.load(s.live.layout.pack({n: (a[n] + b[n])/2 for n in a}))
+    assert np.isclose(s.history[0]['holdout_loss'], s.task.mean_loss(s.model.eval(), s.task.prepare(hold, ''), 'cpu'), atol=1e-5)
+
+def test_ten_thousand_clients_cost_nothing_until_used(make_cfg):
+    one = client_data(1)[0]
+    cfg = make_cfg(num_clients=10_000, m=2e-4, rounds=2, max_alive=1)
+    s = BaseServer(cfg, [one]*10_000, callbacks=[])
+    assert len(s.client_list) == 10_000 and not s.client_list.alive
+    s.fit()
+    assert len(s.client_list.alive) == 1 and sum(v > 0 for v in s.latest_model_iter.values()) == len({i for ids in s.selection for i in ids})
+
+def test_a_dataset_is_as_good_as_a_list(make_cfg):
+    from datasets import Dataset
+    data = client_data(2)
+    a,b = make_cfg(num_clients=2, rounds=1),make_cfg(num_clients=2, rounds=1)
+    run(a, data)
+    run(b, [{k: Dataset.from_list(v) for k,v in d.items()} for d in data])
+    x,y = run_files(a.output_dir),run_files(b.output_dir)
+    assert x['1/local_output_1/adapter_model.safetensors'] == y['1/local_output_1/adapter_model.safetensors']
+
+def test_one_model_is_what_fedavg_sends_and_tests(make_cfg):
+    cfg = make_cfg(num_clients=4, m=.5, rounds=3)
+    s = run(cfg, cls=BaseServer)
+    for c in s.client_list:
+        s.send(c)
+        assert torch.equal(s.live.row, s.store.load_row(s.selection[-1][0]))
