@@ -1,1 +1,14 @@
+"One frozen language model, a LoRA of its own for every client, and a graph that says who learns from whom."
 __version__ = "0.1.0"
+
+def __getattr__(name):
+    "Anything a module exports, imported when it is first asked for: `from fedai import FedConfig` loads no torch."
+    from importlib import import_module
+    from fedai._modidx import d
+    for module,symbols in d['syms'].items():
+        if f'{module}.{name}' in symbols: return getattr(import_module(module), name)
+    raise AttributeError(f"module 'fedai' has no attribute {name!r}")
+
+def __dir__():
+    from fedai._modidx import d
+    return sorted({s.split('.')[2] for symbols in d['syms'].values() for s in symbols if not s.split('.')[2].startswith('_')} | set(globals()))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['run', 'get_parser', 'main']
 
-# %% ../nbs/17_cli.ipynb #05c03a35
-import argparse, sys, textwrap
+# %% ../nbs/17_cli.ipynb #feb844ed
+import argparse, sys
 from pathlib import Path
 
 from . import __version__
-from .config import ConfigError, FedConfig, field_help, load_config, yaml_value
+from .config import ConfigError, FedConfig, field_help, load_config, near, yaml_value
 
 # %% ../nbs/17_cli.ipynb #c75851c8
 def _add_fields(parser):
@@ -43,7 +43,7 @@ def run(cfg:FedConfig, # the run's settings
     print(f'\nwrote {cfg.output_dir}: scorecard.json, generations.jsonl, history.jsonl, curves.png, and the adapters in {cfg.output_dir}/<round>/local_output_<client>')
     return server
 
-# %% ../nbs/17_cli.ipynb #97e771ca
+# %% ../nbs/17_cli.ipynb #f6f78d7d
 def get_parser()->argparse.ArgumentParser:
     "The command line's parser."
     ap = argparse.ArgumentParser(prog='fedai', description='Fine-tune one language model for many clients at once: a LoRA adapter for each, and a graph that says who learns from whom.')
@@ -58,8 +58,9 @@ def get_parser()->argparse.ArgumentParser:
 
 def main(argv=None)->int: # arguments after the program's name; returns the exit code
     "The `fedai` command."
-    args = get_parser().parse_args(argv)
+    args,unknown = get_parser().parse_known_args(argv)
     try:
+        for o in unknown: raise ConfigError(o, 'a known option' + near(o, [f'--{n}' for n in field_help()]), unknown)
         over = _overrides(args)
         cfg = load_config(args.config, **over) if args.config else FedConfig(**over)
     except (ConfigError,OSError) as e: return _fail(e, 2)

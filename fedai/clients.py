@@ -11,7 +11,7 @@ from functools import cached_property
 
 from .training import Prepared, local_steps
 
-# %% ../nbs/09_clients.ipynb #0a6046c5
+# %% ../nbs/09_clients.ipynb #c584a8b7
 class BaseClient:
     "A client that trains the model it is sent on its own data."
     def __init__(self,
@@ -63,4 +63,4 @@ class BaseClient:
         return f"{type(self).__name__}({self.id}): {len(d['train'])} train, {len(d['test'])} test examples"
 
 class Client_mira(BaseClient):
-    "A client of MIRA: its own loss and nothing else, since the graph acts on the server (Elbakary et al., 2025, alg. 1)."
+    "A client of MIRA: its own loss and nothing else, since the graph acts on the server (Elbakary et al., 2025)."

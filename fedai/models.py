@@ -182,7 +182,7 @@ def _check_targets(cfg, model):
     for t in cfg.target_modules or ['']:
         if not isinstance(t, str) or not any(n == t or n.endswith(f'.{t}') for n in names): raise ConfigError('target_modules', f'names of layers in the model, such as {linear}', t)
 
-# %% ../nbs/05_models.ipynb #2fff0429
+# %% ../nbs/05_models.ipynb #6aa32fdb
 def add_lora(model,         # a causal language model
              cfg:FedConfig,
              tokenizer=None, # where given, embeddings of new tokens are trained with the adapter
@@ -199,7 +199,7 @@ def add_lora(model,         # a causal language model
                       target_modules=cfg.target_modules, layers_to_transform=_layers(cfg, model), trainable_token_indices=new or None)
     with _quiet(), keyed_torch(cfg.seed, 'lora'):
         try: return get_peft_model(model, lora)
-        except ValueError as e: raise ConfigError('target_modules', 'layers that peft can put a LoRA on', f'{cfg.target_modules} ({e})') from e
+        except (ValueError,re.error) as e: raise ConfigError('target_modules', 'layers that peft can put a LoRA on', f'{cfg.target_modules} ({e})') from e
 
 def get_model(cfg:FedConfig, tokenizer=None): # a peft.PeftModel; tokenizer: `get_tokenizer(cfg)` when not given
     "The base model of `cfg` with its LoRA."

@@ -1,0 +1,159 @@
+"Every mistake gets an error before training that names field, wanted and got, and leaves nothing half-made."
+import subprocess, sys
+import numpy as np, pytest, torch
+from pathlib import Path
+from conftest import client_data, sums
+from fedai.clients import Client_mira
+from fedai.config import ConfigError, FedConfig, load_config
+from fedai.data import DataError
+from fedai.models import get_model, get_tokenizer
+from fedai.servers import BaseServer, Server_mira
+from fedai.store import StoreError
+from fedai.training import NonFiniteLoss
+
+@pytest.mark.parametrize('fields,message', [
+    (dict(lamda_=1), r"`lamda_`: expected a known field \(did you mean 'lambda_'\?\), got 1"),
+    (dict(local_steps=1), r"did you mean 'local_step'\?"),
+    (dict(lr=0), "`lr`: expected a value above 0, got 0"),
+    (dict(lr='fast'), "`lr`: expected a number, got 'fast'"),
+    (dict(m=0), "`m`: expected a value above 0, got 0"),
+    (dict(m=1.1), "`m`: expected at most 1, got 1.1"),
+    (dict(num_clients=0), "`num_clients`: expected at least 1, got 0"),
+    (dict(num_clients=True), "`num_clients`: expected an integer, got True"),
+    (dict(rounds=-1), "`rounds`: expected at least 0, got -1"),
+    (dict(lambda_=-.1), "`lambda_`: expected at least 0, got -0.1"),
+    (dict(coupling=1.5), "`coupling`: expected at most 1, got 1.5"),
+    (dict(lambda_=.1, coupling=.1), "`coupling`: expected nothing beside `lambda_`"),
+    (dict(grad_clip=float('inf')), "`grad_clip`: expected a finite number, got inf"),
+    (dict(engine='batch'), "`engine`: expected one of 'sequential'"),
+    (dict(device='gpu'), "`device`: expected 'auto', 'cpu', 'cuda'"),
+    (dict(adapt_layers='first:2'), "`adapt_layers`: expected 'all', 'last:n'"),
+    (dict(tasks=['gcd']), r"`tasks`: expected a mapping, got \['gcd'\]"),
+    (dict(seed=None), "`seed`: expected an integer, got None"),
+])
+def test_config(fields, message):
+    with pytest.raises(ConfigError, match=message): FedConfig(**fields)
+
+def graph(bad):
+    A = np.ones((4,4)) - np.eye(4)
+    return {'size': A[:3,:3], 'flat': A[0], 'negative': -A, 'nan': A*np.nan, 'directed': np.triu(A), 'diagonal': A + np.eye(4), 'text': [['a','b']], 'ragged': [[0,1],[1]]}[bad]
+
+def with_data(**changes):
+    data = client_data(4)
+    for k,v in changes.items(): data[int(k[1])][k[3:]] = v
+    return data
+
+@pytest.mark.parametrize('data,kw,fields,error,message', [
+    (client_data(3), {}, {}, ConfigError, "`num_clients`: expected 3, the length of lst_data_dict, got 4"),
+    (with_data(k2_train=[]), {}, {}, ConfigError, r"`lst_data_dict\[2\]\['train'\]`: expected at least one example, got '0 examples'"),
+    (with_data(k1_test=[]), {}, {}, ConfigError, r"`lst_data_dict\[1\]\['test'\]`: expected at least one example"),
+    ([{'train': sums(0)}]*4, {}, {}, ConfigError, r"`lst_data_dict\[0\]`: expected a dict with 'train' and 'test', got \['train'\]"),
+    ([sums(0)]*4, {}, {}, ConfigError, r"`lst_data_dict\[0\]`: expected a dict with 'train' and 'test', got 'list'"),
+    *[(None, dict(graph=graph(b)), {}, ConfigError, f'`graph`: expected {w}') for b,w in dict(size='a square array', flat='a square array', negative='weights of at least 0', nan='finite weights',
+        directed='a symmetric array', diagonal='zeros on the diagonal', text=r'a \(4, 4\) array of numbers', ragged=r'a \(4, 4\) array of numbers').items()],
+    (None, {}, dict(graph='nowhere.npy'), ConfigError, "`graph`: expected 'random', 'tasks', 'complete' or a readable .npy file"),
+    (None, {}, dict(lambda_=1e6), ConfigError, r"`lambda_`: expected ηλ·λ_max\(L\) below 2 .* got '2000 x .* = "),
+    (None, {}, dict(target_modules=['q_proj','nose']), ConfigError, "`target_modules`: expected names of layers in the model, such as .*'q_proj'.*, got 'nose'"),
+    (None, {}, dict(target_modules=[]), ConfigError, "`target_modules`"),
+    (None, {}, dict(target_modules='[bad'), ConfigError, "`target_modules`"),
+    (None, {}, dict(adapt_layers='last:9'), ConfigError, "`adapt_layers`: expected at most last:2"),
+    (None, {}, dict(model='./nowhere'), ConfigError, "`model`: expected an existing folder"),
+    (None, {}, dict(model='nowhere.gguf'), ConfigError, "`model`: expected an existing .gguf file"),
+    (None, {}, dict(model='hf://no/such-model'), ConfigError, "`model`: expected a model that transformers can load"),
+    (None, {}, dict(optimizer='AdamX'), ConfigError, "`optimizer`: expected one of .*'AdamX'"),
+    (None, {}, dict(optimizer_args={'momentum': 2}), ConfigError, "`optimizer_args`"),
+    (None, {}, dict(device='cuda:7'), ConfigError, "`device`: expected a device of this machine"),
+])
+def test_server(make_cfg, data, kw, fields, error, message):
+    cfg = make_cfg(**fields)
+    with pytest.raises(error, match=message): Server_mira(cfg, data or client_data(4), callbacks=[], **kw)
+    assert not Path(cfg.output_dir).exists()
+
+def test_unreadable_gguf(make_cfg, tmp_path):
+    p = tmp_path/'broken.gguf'
+    p.write_bytes(b'GGUF' + bytes(100))
+    with pytest.raises(ConfigError, match='`model`: expected a GGUF file that transformers can read'): get_tokenizer(make_cfg(model=str(p)))
+
+@pytest.mark.parametrize('bad,message', [
+    (dict(instruction='x', output=''), '`output` is empty'), (dict(instruction='x'), '`output` must be text, got None'),
+    (dict(instruction=3, output='x'), '`instruction` must be text, got 3'), ('text', 'expected a dict'),
+    (dict(instruction='x', output='y'*600), 'the answer has 601 tokens')])
+def test_a_bad_example_is_named(make_cfg, bad, message):
+    data = client_data(4)
+    data[2]['train'][5] = bad
+    s = Server_mira(make_cfg(), data, callbacks=[])
+    with pytest.raises(DataError, match=f'client 2, train example 5: {message}'): s.fit()
+    assert s.store.round == 0
+
+def test_too_long_is_dropped_when_asked_and_counted(make_cfg):
+    data = client_data(4)
+    data[2]['train'][5] = dict(instruction='x', output='y'*600)
+    data[1]['train'] = [dict(instruction='x', output='y'*600)]
+    s = Server_mira(make_cfg(on_long='drop', m=.1, rounds=1), data, callbacks=[])
+    with pytest.warns(UserWarning, match='client 2, train: 1 examples dropped and 0 prompts cut'): assert s.client_list[2].train_data.dropped == 1
+    with pytest.raises(ValueError, match='client 1: none of its 1 train examples fits'): s.client_list[1].train_data
+
+def test_a_loss_that_breaks_stops_the_run_by_name(make_cfg):
+    class Breaks(Client_mira):
+        round = None
+        def train(self, comm_round):
+            self.round = comm_round
+            return super().train(comm_round)
+        def penalty(self):
+            steps = iter(range(100))
+            return lambda: torch.tensor(float('inf') if (self.id,self.round,next(steps)) == (2,1,1) else 0.)
+    s = Server_mira(make_cfg(rounds=3), client_data(4), None, None, Breaks, callbacks=[])
+    with pytest.raises(NonFiniteLoss, match='client 2, round 1, step 1: the loss is inf'): s.fit()
+    assert s.store.round == 1 and len(s.store.history()) == 1
+    again = Server_mira(s.cfg, client_data(4), callbacks=[])
+    assert again.store.round == 1 and not (Path(s.cfg.output_dir)/'2').exists() and len(again.fit()) == 3
+
+def test_folder_of_another_run(make_cfg, tmp_path):
+    cfg = make_cfg(rounds=1)
+    Server_mira(cfg, client_data(4), callbacks=[]).fit()
+    before = {o: o.read_bytes() for o in Path(cfg.output_dir).rglob('*') if o.is_file()}
+    for change,message in ((dict(lr=.5), '`lr`: expected 0.001, as in the run in'), (dict(seed=3), '`seed`: expected 0'), (dict(r=2), '`r`: expected 4'), (dict(resume=False), '`output_dir`: expected a folder without a run')):
+        with pytest.raises(ConfigError, match=message): Server_mira(cfg.replace(**change), client_data(4), callbacks=[])
+    other = get_model(cfg.replace(seed=9))
+    with pytest.raises(StoreError, match='began from other weights'): Server_mira(cfg, client_data(4), other, callbacks=[])
+    assert {o: o.read_bytes() for o in Path(cfg.output_dir).rglob('*') if o.is_file()} == before
+    mine = tmp_path/'mine'
+    (mine/'7').mkdir(parents=True)
+    (mine/'7'/'thesis.txt').write_text('all my work')
+    with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'): Server_mira(make_cfg(output_dir=str(mine)), client_data(4), callbacks=[])
+    assert (mine/'7'/'thesis.txt').read_text() == 'all my work'
+
+def test_a_damaged_state_is_found_at_load(make_cfg):
+    cfg = make_cfg(rounds=1)
+    s = Server_mira(cfg, client_data(4), callbacks=[])
+    s.fit()
+    p = s.store.path(2)/'adapter_model.safetensors'
+    p.write_bytes(p.read_bytes()[:-5])
+    with pytest.raises(StoreError, match=r'local_output_2/adapter_model.safetensors: expected \d+ bytes'): s.send(s.client_list[2])
+    p.unlink()
+    with pytest.raises(StoreError, match='local_output_2/adapter_model.safetensors: not there'): s.send(s.client_list[2])
+
+def test_tokenizer_larger_than_a_finished_model(make_cfg):
+    cfg = make_cfg(num_clients=4)
+    tok,model = get_tokenizer(cfg),get_model(cfg)
+    tok.add_tokens(['<new>'])
+    with pytest.raises(ConfigError, match='`tokenizer`: expected at most 261 tokens'): Server_mira(cfg, client_data(4), model, callbacks=[], tokenizer=tok)
+
+def test_untied_model_with_new_tokens_is_refused(make_cfg):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from fedai.models import add_lora
+    cfg = make_cfg(add_tokens=['<new>'])
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=262, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=False))
+    with pytest.raises(ConfigError, match='`add_tokens`: expected none for a model whose output layer is not tied'): add_lora(model, cfg, get_tokenizer(cfg))
+
+@pytest.mark.parametrize('argv,code,message', [
+    (['run', 'nowhere.yaml'], 2, "fedai: `config`: expected a YAML file, got 'nowhere.yaml'"),
+    (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer, got 'many'"),
+    (['run', '--tasks', '{a: [}'], 2, 'fedai: an option is no YAML value'),
+    (['run', '--data', 'nowhere', '--output_dir', 'out'], 2, "fedai: `data`: expected 'reasoning-gym' or a folder with .jsonl files, got 'nowhere'"),
+    (['run', '--lrr', '1'], 2, "fedai: `--lrr`: expected a known option (did you mean '--lr'?)"),
+    ([], 2, 'command')])
+def test_command_line(argv, code, message, tmp_path):
+    r = subprocess.run([str(Path(sys.executable).parent/'fedai'), *argv], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == code and message in r.stderr and 'Traceback' not in r.stderr, r.stderr
+    assert not list(tmp_path.iterdir())
