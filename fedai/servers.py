@@ -28,7 +28,7 @@ from .utils import LazyList, atomic_file, write_json, write_text
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
 
-# %% ../nbs/12_servers.ipynb #d43adc92
+# %% ../nbs/12_servers.ipynb #674caa5d
 class BaseServer:
     "Federated training; every client leaves a round with the average of those selected, weighted by their examples."
     one_model = True       # is there one model that all clients are sent, or a state for each?
@@ -68,7 +68,7 @@ class BaseServer:
         if _is_text(model):
             self.tokenizer = getattr(self, 'tokenizer', None) or get_tokenizer(self.cfg)
             if model is None: model = get_model(self.cfg, self.tokenizer)
-            elif not hasattr(model, 'peft_config'): model = add_lora(model.requires_grad_(False), self.cfg, self.tokenizer)
+            elif not hasattr(model, 'peft_config'): model = add_lora(model, self.cfg, self.tokenizer)
             elif len(self.tokenizer) > (n := model.get_input_embeddings().weight.shape[0]):
                 raise ConfigError('tokenizer', f'at most {n} tokens (resize the embeddings before the LoRA is put on)', len(self.tokenizer))
             self.task,weights = TextTask(self.cfg, self.tokenizer),'adapter_model.safetensors'

@@ -23,7 +23,7 @@ class Callback:
     def after_round(self, server, record): pass
     def after_fit(self, server): pass
 
-# %% ../nbs/11_tracking.ipynb #eee16a1a
+# %% ../nbs/11_tracking.ipynb #29ee2d19
 class Progress(Callback):
     "A progress bar, a line a round, and `timing.jsonl`."
     def __init__(self, out=None): # file for the lines; standard output when not given
@@ -32,7 +32,7 @@ class Progress(Callback):
     def before_fit(self, server):
         rounds = range(server.store.round, server.cfg.rounds)
         total = sum(len(server.selection[t]) for t in rounds)
-        if server.store.round: self.line(f"going on after round {server.store.round} of {server.cfg.rounds} in {server.store.root}")
+        if server.store.round: self.line(f"{server.store.root}: {server.store.round} of {server.cfg.rounds} rounds are done" + (', going on' if total else ''))
         # without a terminal or notebook the bar would fill a log file
         self.bar = tqdm(total=total, unit='client', disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules), leave=False)
 
@@ -95,17 +95,14 @@ class Curves(Callback):
         fig.savefig(Path(server.store.root)/'curves.png', dpi=110)
         plt.close(fig)
 
-# %% ../nbs/11_tracking.ipynb #b79fe97d
+# %% ../nbs/11_tracking.ipynb #16adce5a
 def score_table(card:dict, # a scorecard with `base` and `commonest`, as `BaseServer.test(baselines=True)` writes it
                )->str:     # lines of text
     "Per client and in the mean: base model, commonest answer, own adapter."
-    head = ['client','task','loss base','own','exact match base','commonest','own']
-    keys = [('base','loss'),('own','loss'),('base','exact_match'),('commonest','exact_match'),('own','exact_match')]
-    parts = {'own': card, **{k: card[k] for k in ('base','commonest') if k in card}}
-    if any('score' in c for c in card['clients'].values()):
-        head += ['score base','commonest','own']
-        keys += [(k,'score') for k in ('base','commonest','own')]
-    def cells(get): return ['' if (v := get(part, key)) is None else f'{v:.2f}' for part,key in keys]
+    parts = {k: v for k,v in (('base',card.get('base')),('commonest',card.get('commonest')),('own',card)) if v}
+    keys = [(k,part) for k in ('loss','exact_match','accuracy') if k in card['mean'] for part,v in parts.items() if k in v['mean']]
+    head = ['client','task'] + [(f'{k} '.replace('_', ' ') if k != before else '') + part for (k,part),before in zip(keys, [None, *(k for k,_ in keys)])]
+    def cells(get): return [f'{get(part, key):.2f}' for key,part in keys]
     rows = [[i, c.get('task', '')] + cells(lambda part,key: parts[part]['clients'][i].get(key)) for i,c in card['clients'].items()]
     rows += [['mean',''] + cells(lambda part,key: parts[part]['mean'].get(key)), ['worst','decile'] + cells(lambda part,key: parts[part]['worst_decile'].get(key))]
     width = [max(len(r[j]) for r in [head, *rows]) for j in range(len(head))]

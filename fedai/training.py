@@ -18,15 +18,23 @@ from .metrics import task_scores, text_scores
 from .store import Layout
 from .utils import keyed_torch, rng
 
-# %% ../nbs/08_training.ipynb #7a29f29a
+# %% ../nbs/08_training.ipynb #adb19ffa
+def _adapter(model):
+    "The name of a PEFT model's one adapter."
+    if len(model.peft_config) != 1: raise ConfigError('model', 'a PEFT model with one adapter', list(model.peft_config))
+    return next(iter(model.peft_config))
+
+# %% ../nbs/08_training.ipynb #7afd8222
 def row_tensors(model:torch.nn.Module, # a peft.PeftModel, or any module
                )->tuple:               # (name -> live tensor, names that are buffers); names as they are saved
     "What makes up a client's row: the adapter of a PEFT model; of another module its trainable parameters and its buffers."
     if hasattr(model, 'peft_config'):
         from peft import get_peft_model_state_dict
         ptrs = {p.data_ptr(): p for p in model.parameters() if p.requires_grad}
-        saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {n: ptrs[t.data_ptr()] for n,t in saved.items() if t.data_ptr() in ptrs},set()
+        saved = get_peft_model_state_dict(model, adapter_name=_adapter(model), save_embedding_layers=False)
+        if len(ptrs) != len(saved) or any(t.data_ptr() not in ptrs for t in saved.values()):
+            raise ConfigError('model', 'a PEFT model with one adapter, whose saved weights are its trainable parameters (as LoRA\'s are)', f'{len(saved)} saved tensors and {len(ptrs)} trainable parameters')
+        return {n: ptrs[t.data_ptr()] for n,t in saved.items()},set()
     keep = model.state_dict().keys()   # without buffers that are not persistent
     buffers = {n: b for n,b in model.named_buffers() if n in keep}
     return {**{n: p for n,p in model.named_parameters() if p.requires_grad}, **buffers},set(buffers)
@@ -248,12 +256,12 @@ def local_steps(model,          # the live model, holding the client's state
             tokens += task.size(batch)
     return dict(loss=float(np.mean(losses)), tokens=tokens)
 
-# %% ../nbs/08_training.ipynb #7f5dee75
+# %% ../nbs/08_training.ipynb #8538f15a
 def adapter_files(model)->dict: # name -> text; nothing for a plain module
     "The files that make a row a PEFT adapter."
     if not hasattr(model, 'peft_config'): return {}
     with tempfile.TemporaryDirectory() as d:
-        cfg = next(iter(model.peft_config.values()))
+        cfg = model.peft_config[_adapter(model)]
         mode,cfg.inference_mode = cfg.inference_mode,True
         try: cfg.save_pretrained(d)
         finally: cfg.inference_mode = mode

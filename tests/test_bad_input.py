@@ -139,6 +139,16 @@ def test_tokenizer_larger_than_a_finished_model(make_cfg):
     tok.add_tokens(['<new>'])
     with pytest.raises(ConfigError, match='`tokenizer`: expected at most 261 tokens'): Server_mira(cfg, client_data(4), model, callbacks=[], tokenizer=tok)
 
+def test_peft_methods_without_plain_weights_are_refused(make_cfg):
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+    from fedai.models import get_base_model
+    cfg = make_cfg()
+    prompt = get_peft_model(get_base_model(cfg), PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=4))
+    two = get_model(cfg)
+    two.add_adapter('second', LoraConfig(r=2, target_modules=['q_proj']))
+    for model in (prompt,two):
+        with pytest.raises(ConfigError, match='`model`: expected a PEFT model with one adapter'): Server_mira(cfg, client_data(4), model, callbacks=[])
+
 def test_untied_model_with_new_tokens_is_refused(make_cfg):
     from transformers import LlamaConfig, LlamaForCausalLM
     from fedai.models import add_lora

@@ -230,3 +230,37 @@ def test_one_model_is_what_fedavg_sends_and_tests(make_cfg):
     for c in s.client_list:
         s.send(c)
         assert torch.equal(s.live.row, s.store.load_row(s.selection[-1][0]))
+
+def test_embeddings_of_new_tokens_are_trained_saved_and_mixed(make_cfg):
+    cfg = make_cfg(num_clients=2, keep_trained=True, rounds=1)
+    tok = get_tokenizer(cfg)
+    tok.add_tokens(['<sum>'])
+    data = [{k: [{**e, 'instruction': '<sum> ' + e['instruction']} for e in v] for k,v in d.items()} for d in client_data(2)]
+    s = run(cfg, data, tokenizer=tok)
+    name = next(n for n in s.live.views if 'trainable_tokens' in n)
+    f = Path(cfg.output_dir)
+    start,trained,new = weights(f/'0')[name],[weights(f/'1'/f'trained_{i}')[name] for i in (0,1)],[weights(f/'1'/f'local_output_{i}')[name] for i in (0,1)]
+    assert start.shape == (1,64) and not torch.equal(trained[0], start) and not torch.equal(trained[0], trained[1])
+    torch.testing.assert_close(new[0], .5*trained[0] + .5*trained[1])
+    m = PeftModel.from_pretrained(get_base_model(cfg, tok), f/'1'/'local_output_1').eval()
+    ids = torch.tensor([tok('<sum> 1 + 2 =').input_ids])
+    s.send(s.client_list[1])
+    assert 261 in ids and torch.equal(m(ids).logits, s.model.eval()(ids).logits)
+
+def test_a_peft_model_of_ones_own(make_cfg):
+    "With another adapter name and a module saved whole."
+    from peft import LoraConfig, get_peft_model
+    cfg = make_cfg(num_clients=2, rounds=1)
+    own = get_peft_model(get_base_model(cfg), LoraConfig(task_type='CAUSAL_LM', r=3, target_modules=['v_proj'], modules_to_save=['norm']), adapter_name='mine')
+    s = run(cfg, model=own)
+    m = PeftModel.from_pretrained(get_base_model(cfg), s.store.path(1)).eval()
+    ids = torch.tensor([get_tokenizer(cfg)('1 + 2 =').input_ids])
+    s.send(s.client_list[1])
+    assert torch.equal(m(ids).logits, s.model.eval()(ids).logits) and any('norm' in n for n in s.live.views)
+
+def test_a_transformers_model_gets_the_lora_of_the_config(make_cfg):
+    a,b = make_cfg(rounds=1),make_cfg(rounds=1)
+    run(a)
+    run(b, model=get_base_model(b))
+    assert weights(Path(a.output_dir)/'1'/'local_output_3').keys() == weights(Path(b.output_dir)/'1'/'local_output_3').keys()
+    assert run_files(a.output_dir)['1/local_output_3/adapter_model.safetensors'] == run_files(b.output_dir)['1/local_output_3/adapter_model.safetensors']
