@@ -28,7 +28,7 @@ from .utils import LazyList, atomic_file, write_json, write_text
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
 
-# %% ../nbs/12_servers.ipynb #674caa5d
+# %% ../nbs/12_servers.ipynb #9d55735e
 class BaseServer:
     "Federated training; every client leaves a round with the average of those selected, weighted by their examples."
     one_model = True       # is there one model that all clients are sent, or a state for each?
@@ -84,23 +84,31 @@ class BaseServer:
     def _open_store(self):
         "The run's folder: a new one, or one that goes on with the same config."
         cfg,root = self.cfg,Path(self.cfg.output_dir)
-        self.store = AdapterStore(root, cfg.keep_rounds, cfg.keep_trained, self._weights)
-        if self.store.round:
-            if not cfg.resume: raise ConfigError('output_dir', 'a folder without a run (or `resume: true` to go on)', cfg.output_dir)
-            for k,(there,here) in load_config(root/'config.yaml').diff(cfg).items():
-                raise ConfigError(k, f'{there!r}, as in the run in {root} (or another `output_dir`)', here)
-            if self.store.round > cfg.rounds: raise ConfigError('rounds', f'at least {self.store.round}, which the run in {root} has done', cfg.rounds)
-            saved = self.store.folder(self.store.round)/'graph.npy'
-            if self.alk_connection is not None and saved.exists() and not np.array_equal(np.load(saved), self.alk_connection):
-                raise ConfigError('graph', f'the graph of the run in {root} (or another `output_dir`)', 'another one')
-        elif not (root/'config.yaml').exists() and root.is_dir() and any(o.name.isdecimal() for o in root.iterdir()):
+        if not (root/'config.yaml').exists() and root.is_dir() and any(o.name.isdecimal() for o in root.iterdir()):
             raise ConfigError('output_dir', 'a new folder or one of a run', f'{cfg.output_dir}, which has numbered folders but no config.yaml')
-        elif self.store.exists: (root/'state.json').unlink()   # nothing was committed yet: begin anew
-        root.mkdir(parents=True, exist_ok=True)
-        if not self.store.round: self.store = AdapterStore(root, cfg.keep_rounds, cfg.keep_trained, self._weights)
-        write_text(root/'config.yaml', dump_config(cfg))
-        self.store.start(self.live.state(), adapter_files(self.model))
+        self.store = AdapterStore(root, cfg.keep_rounds, cfg.keep_trained, self._weights)
+        if self.store.round: self._check_same_run(root)
+        with self.store.locked():
+            if not self.store.round and not self._same_start(root): (root/'state.json').unlink(missing_ok=True)   # nothing was committed: begin anew
+            self.store.recover()
+            write_text(root/'config.yaml', dump_config(cfg))
+            self.store.start(self.live.state(), adapter_files(self.model))
         self.history = self.store.history()
+
+    def _same_start(self, root):
+        "Is this a run of the same settings and weights that was killed before its first commit?"
+        if not (self.cfg.resume and self.store.exists and (root/'config.yaml').exists()) or load_config(root/'config.yaml').diff(self.cfg): return False
+        return self.store.layout.header == self.live.layout.header and torch.equal(self.store.load_row(0), self.live.layout.pack(self.live.state()))
+
+    def _check_same_run(self, root):
+        "Refuse to go on with a run of other settings."
+        cfg,there = self.cfg,self.store.round
+        if not cfg.resume: raise ConfigError('output_dir', 'a folder without a run (or `resume: true` to go on)', cfg.output_dir)
+        for k,(old,new) in load_config(root/'config.yaml').diff(cfg).items(): raise ConfigError(k, f'{old!r}, as in the run in {root} (or another `output_dir`)', new)
+        if there > cfg.rounds: raise ConfigError('rounds', f'at least {there}, which the run in {root} has done', cfg.rounds)
+        saved = self.store.folder(there)/'graph.npy'
+        if self.alk_connection is not None and saved.exists() and not np.array_equal(np.load(saved), self.alk_connection):
+            raise ConfigError('graph', f'the graph of the run in {root} (or another `output_dir`)', 'another one')
 
     @cached_property
     def tasks(self): # K task names, or None where the data has none
@@ -131,9 +139,9 @@ class BaseServer:
             mine = self.store.load(client.id)
             for n in self.own: self.live.views[n].copy_(mine[n])
 
-    def update(self, state:dict, comm_round:int, client_id:int):
+    def update(self, state:dict, comm_round:int, client_id:int, metrics=None):
         "Save a trained state for round `comm_round + 1`, apart from the committed ones."
-        self.store.save_trained(comm_round+1, client_id, state)
+        self.store.save_trained(comm_round+1, client_id, state, metrics)
 
     def mixing_matrix(self, ids, comm_round:int)->np.ndarray: # (len(ids), len(ids))
         "The algorithm: which share of each trained state goes into each new one."
@@ -149,6 +157,7 @@ class BaseServer:
     def _save_graph(self, round):
         if self.alk_connection is None: return
         new,old = self.store.folder(round)/'graph.npy',self.store.folder(round-1)/'graph.npy'
+        new.unlink(missing_ok=True)
         if old.exists() and np.array_equal(np.load(old), self.alk_connection): os.link(old, new)
         else:
             with atomic_file(new) as f: np.save(f, self.alk_connection)
@@ -162,21 +171,27 @@ class BaseServer:
 
     def fit(self)->list: # the history: a dict for each round
         "Run the rounds that are not done yet."
-        self.call('before_fit')
-        for t in range(self.store.round, self.cfg.rounds):
-            ids,metrics = self.selection[t],{}
-            self.call('before_round', t, ids)
-            for id,state,metrics[id] in self.engine.train(self.get_selected_client(ids), t):
-                self.update(state, t, id)
-                self.call('after_client', t, id, metrics[id])
-            M = self.aggregate(ids, t)
-            self.call('after_mix', t, M)
-            record = self.record(t, ids, metrics, M)
-            self.store.commit(t+1, ids, record)
-            self.history.append(record)
-            self.call('after_round', record)
-        self.call('after_fit')
+        with self.store.locked():
+            self.store.recover()
+            self.history = self.store.history()
+            self.call('before_fit')
+            for t in range(self.store.round, self.cfg.rounds): self.one_round(t, self.selection[t])
+            self.call('after_fit')
         return self.history
+
+    def one_round(self, t:int, ids):
+        "Train, mix and commit; clients that a killed run had trained already are not trained again."
+        self.call('before_round', t, ids)
+        metrics = {i: m for i,m in self.store.trained(t+1).items() if i in ids}
+        for id,state,metrics[id] in self.engine.train(self.get_selected_client([i for i in ids if i not in metrics]), t):
+            self.update(state, t, id, metrics[id])
+            self.call('after_client', t, id, metrics[id])
+        M = self.aggregate(ids, t)
+        self.call('after_mix', t, M)
+        record = self.record(t, ids, metrics, M)
+        self.store.commit(t+1, ids, record)
+        self.history.append(record)
+        self.call('after_round', record)
 
     def record(self, comm_round:int, ids, metrics:dict, M:np.ndarray)->dict:
         "A round's line in the history; JSON values, and none that depends on the clock."

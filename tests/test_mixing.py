@@ -3,18 +3,20 @@ import numpy as np, pytest, tempfile, torch
 from hypothesis import given, settings, strategies as st
 from pathlib import Path
 from safetensors.torch import load_file
+from xxhash import xxh3_64
 from fedai.graphs import average_matrix, laplacian, mira_matrix, random_graph
 from fedai.store import AdapterStore, Layout, mix_rows, write_row
 
 TOL = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 1e-6}
 
-def mixed(M, states, own=(), block=2**22):
+def mixed(M, states, own=(), memory=2**24, sparse=.1):
     layout = Layout.of(states[0])
     with tempfile.TemporaryDirectory() as d:
         src,dst = [Path(d)/f's{k}' for k in range(len(states))],[Path(d)/f'd{k}' for k in range(len(states))]
         for p,s in zip(src, states): write_row(p, layout, layout.pack(s))
         before = [p.read_bytes() for p in src]
-        mix_rows(M, src, dst, layout, own, block)
+        sums = mix_rows(M, src, dst, layout, own, memory, sparse)
+        for k,c in sums.items(): assert xxh3_64(dst[k].read_bytes()).hexdigest() == c
         assert [p.read_bytes() for p in src] == before
         return [{n: t.clone() for n,t in load_file(p).items()} for p in dst]
 
@@ -33,13 +35,13 @@ def problems(draw):
     if kind == 'graph': M = np.eye(K) - .05*laplacian(random_graph(K, seed))
     gen = torch.Generator().manual_seed(seed)
     states = [{f't{i}': torch.randn(s, generator=gen).to(dtype) for i,s in enumerate(shapes)} | {'count': torch.tensor([k])} for k in range(K)]
-    return M,states,draw(st.sets(st.sampled_from([f't{i}' for i in range(len(shapes))]))),draw(st.integers(1, 200))
+    return M,states,draw(st.sets(st.sampled_from([f't{i}' for i in range(len(shapes))]))),draw(st.integers(1, 2000)),draw(st.sampled_from([0,.1,2]))
 
 @settings(max_examples=150, deadline=None)
 @given(problems())
 def test_any_matrix_equals_float64(problem):
-    M,states,own,block = problem
-    new = mixed(M, states, own, block)
+    M,states,own,memory,sparse = problem
+    new = mixed(M, states, own, memory, sparse)
     for n in states[0]:
         W = np.stack([s[n].double().numpy() for s in states])
         kept = n in own or n == 'count'
