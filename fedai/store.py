@@ -194,7 +194,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #62b524aa
+# %% ../nbs/06_store.ipynb #a045aac4
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -229,12 +229,12 @@ class AdapterStore:
 
     def read_state(self):
         "Take up what `state.json` says."
-        self.round,self.latest,self.checksums,self._history_bytes = 0,{},{},0
+        self.round,self.latest,self.checksums,self.files,self._history_bytes = 0,{},{},{},0
         if not self.exists: return
         p = self.root/'state.json'
         try:
             d = json.loads(p.read_text())
-            self.round,self._history_bytes = int(d['round']),int(d['history_bytes'])
+            self.round,self._history_bytes,self.files = int(d['round']),int(d['history_bytes']),{str(n): str(c) for n,c in d['files'].items()}
             self.latest = {int(k): int(v) for k,v in d['latest_model_iter'].items()}
             self.checksums = {int(r): {int(i): str(c) for i,c in v.items()} for r,v in d['checksums'].items()}
             if not all(i in self.checksums[r] for i,r in self.latest.items()) or max(self.checksums) > self.round: raise ValueError('its parts contradict each other')
@@ -274,8 +274,7 @@ class AdapterStore:
     def _done(self, id, round): return self.folder(round)/f'.trained_{int(id)}.json'
 
     def _finish(self, folder):
-        for o in self.folder(0).iterdir():
-            if o.name != self.weights: _link(o, folder/o.name)
+        for name in self.files: shutil.copyfile(self.folder(0)/name, folder/name)
 
     def start(self,
               state:dict, # name -> tensor: the common start
@@ -291,9 +290,9 @@ class AdapterStore:
             shutil.rmtree(zero, ignore_errors=True)
             zero.mkdir(parents=True)
             check = write_row(zero/self.weights, self.layout, self.layout.pack(state))
-            for name,text in (files or {}).items():
-                with atomic_file(zero/name) as f: f.write(text.encode())
-            _flush([zero/self.weights, zero, self.root])
+            for name,text in (files or {}).items(): (zero/name).write_bytes(text.encode())
+            self.files = {name: xxh3_64(text.encode()).hexdigest() for name,text in (files or {}).items()}
+            _flush([*zero.iterdir(), zero, self.root])
             self._write_state(0, {}, {0: {0: check}}, 0)
 
     def load_row(self,
@@ -350,7 +349,7 @@ class AdapterStore:
                 d,id = json.loads(o.read_text()),int(o.stem.removeprefix('.trained_'))
                 folder = self.path(id, round, 'trained')
                 read_row(folder/self.weights, self.layout, d['checksum'])
-                if all((folder/p.name).is_file() for p in self.folder(0).iterdir()): out[id] = d['metrics']
+                if all((folder/name).is_file() for name in self.files): out[id] = d['metrics']
             except (ValueError,KeyError,TypeError,StoreError): pass   # not whole: it is trained again
         return dict(sorted(out.items()))
 
@@ -370,7 +369,7 @@ class AdapterStore:
                 f.mkdir(parents=True)
             new = mix_rows(M, [f/self.weights for f in trained], [f/self.weights for f in folders], self.layout, own)
             for f in folders: self._finish(f)
-            _flush([f/self.weights for f in folders])
+            _flush([f/name for f in folders for name in (self.weights, *self.files)])
             _flush(folders)
         self.checksums[round] = {i: new[k] if k in new else json.loads(self._done(i, round).read_text())['checksum'] for k,i in enumerate(ids)}
 
@@ -398,7 +397,7 @@ class AdapterStore:
         gone = [r for r in checksums if 0 < r <= round-self.keep_rounds]   # of these only latest states stay
         checksums = {**checksums, **{r: {i: c for i,c in checksums[r].items() if latest.get(i) == r} for r in gone}}
         checksums = {r: c for r,c in sorted(checksums.items()) if c}
-        text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, checksums=checksums))
+        text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, files=self.files, checksums=checksums))
         with atomic_file(self.root/'state.json') as f: f.write(text.encode())
         self.round,self.latest,self.checksums,self._history_bytes = round,latest,checksums,history_bytes
 
@@ -430,9 +429,9 @@ class AdapterStore:
                 folder = self.path(i, r)
                 try: read_row(folder/self.weights, self.layout, c)
                 except StoreError as e: bad.append(str(e))
-                for o in self.folder(0).iterdir():
-                    if not (folder/o.name).is_file(): bad.append(f"{folder/o.name}: not there")
-                    elif (folder/o.name).read_bytes() != o.read_bytes() and o.name != self.weights: bad.append(f"{folder/o.name}: differs from {o}")
+                for name,c in self.files.items():
+                    if not (folder/name).is_file(): bad.append(f"{folder/name}: not there")
+                    elif xxh3_64((folder/name).read_bytes()).hexdigest() != c: bad.append(f"{folder/name}: altered since it was written")
         try: n = len(self.history())
         except ValueError as e: bad.append(f"{self.root/'history.jsonl'}: a line is no JSON ({e})")
         else:
