@@ -99,7 +99,7 @@ def read_row(path:str|Path, # a safetensors file
         if h.hexdigest() != checksum: raise StoreError(f"{path}: altered since it was written (checksum {h.hexdigest()}, expected {checksum})")
     return layout,row
 
-# %% ../nbs/06_store.ipynb #693c47f9
+# %% ../nbs/06_store.ipynb #809c6999
 def _segments(layout, own):
     "Runs of neighbouring tensors of one dtype that are all mixed or all kept: [dtype, start, end, mixed]."
     out = []
@@ -114,23 +114,35 @@ def _link(src, dst):
     try: os.link(src, dst)
     except OSError: shutil.copyfile(src, dst)
 
-def _pread(path, at, buf):
-    "Fill `buf` from the file at offset `at`."
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        if os.preadv(fd, [buf], at) != len(buf): raise StoreError(f"{path}: cut short while it was read")
-    finally: os.close(fd)
+class _Files:
+    "Files by path, opened once while the process may have that many open, and otherwise for each use."
+    def __init__(self, paths, flags):
+        import resource
+        self.paths,self.flags,self.fds = paths,flags,{}
+        self.keep = len(paths) < resource.getrlimit(resource.RLIMIT_NOFILE)[0]//4
 
-def _pwrite(path, at, buf):
-    "Write all of `buf` into the file at offset `at`."
-    fd,buf = os.open(path, os.O_WRONLY),memoryview(buf)
-    try:
-        while len(buf):
-            n = os.pwrite(fd, buf, at)
-            buf,at = buf[n:],at+n
-    finally: os.close(fd)
+    def _do(self, k, f):
+        if self.keep:
+            if k not in self.fds: self.fds[k] = os.open(self.paths[k], self.flags)
+            return f(self.fds[k])
+        fd = os.open(self.paths[k], self.flags)
+        try: return f(fd)
+        finally: os.close(fd)
 
-def _bytes(t): return t.view(torch.uint8).numpy() if t.dtype != torch.uint8 else t.numpy()
+    def read(self, k, at, buf):
+        "Fill `buf` from file `k` at offset `at`."
+        if self._do(k, lambda fd: os.preadv(fd, [buf], at)) != len(buf): raise StoreError(f"{self.paths[k]}: cut short while it was read")
+
+    def write(self, k, at, buf):
+        "Write all of `buf` into file `k` at offset `at`."
+        try:
+            while len(buf):
+                n = self._do(k, lambda fd: os.pwrite(fd, buf, at))
+                buf,at = buf[n:],at+n
+        except OSError as e: raise OSError(e.errno, e.strerror, str(self.paths[k])) from e
+
+    def close(self):
+        for fd in self.fds.values(): os.close(fd)
 
 def _flush(paths):
     "Flush files or folders to the disk, several at a time."
@@ -140,13 +152,13 @@ def _flush(paths):
         finally: os.close(fd)
     with ThreadPoolExecutor(8) as ex: list(ex.map(one, paths))
 
-# %% ../nbs/06_store.ipynb #edfd8a9f
+# %% ../nbs/06_store.ipynb #1fabf0eb
 def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
              sources:list,  # K safetensors files, the rows of W
              targets:list,  # K files to write, the rows of M W
              layout:Layout,
              own=(),        # names of tensors that each row keeps
-             memory=2**24,  # bytes for all buffers together; 16 MiB stay in a processor's cache
+             memory=5*2**23, # most bytes for the buffer of new rows; one of a tenth of that holds old ones
              sparse=.1,     # share of M that isn't zero below which it is multiplied as a sparse matrix
             )->dict:        # row -> checksum, for those that were computed and not linked
     "Write M W row by row, streamed over columns; not flushed to the disk."
@@ -158,7 +170,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
     for k in sorted(set(range(K)) - set(kept)): first[k] = same.setdefault(M[k].tobytes() if all(s[3] for s in segments) else k, k)
     todo = [k for k,j in first.items() if j == k]
     if not todo: return {}
-    used = np.flatnonzero((M[todo] != 0).any(0))
+    used = np.flatnonzero((M[todo] != 0).any(0)).tolist()
     R = torch.from_numpy(np.ascontiguousarray(M[np.ix_(todo, used)]))
     if np.count_nonzero(R) < sparse*R.numel():
         with warnings.catch_warnings():
@@ -167,29 +179,40 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
     hashes = {k: xxh3_64(layout.header) for k in todo}
     for k in todo:
         with open(targets[k], 'wb') as f: f.write(layout.header)
+    old,new = _Files(sources, os.O_RDONLY),_Files(targets, os.O_WRONLY)
     def put(k, at, buf):
-        _pwrite(targets[k], at, buf)
+        new.write(k, at, buf)
         hashes[k].update(buf)
-    for dt,a,b,mix in segments:
-        if not mix:
-            buf = np.empty(min(b-a, memory), dtype=np.uint8)
-            for k in todo:
-                for lo in range(a, b, len(buf)):
-                    part = buf[:min(len(buf), b-lo)]
-                    _pread(sources[k], start+lo, part)
-                    put(k, start+lo, part)
-            continue
-        acc = torch.float64 if dt == torch.float64 else torch.float32
-        Rm,n,m,copies = R.to(acc),len(used),len(todo),dt != acc   # other dtypes need a second buffer each way
-        width = min((b-a)//dt.itemsize, max(1, memory//((n+m)*(acc.itemsize + copies*dt.itemsize))))
-        X,Y = torch.empty(n*width, dtype=dt),torch.empty(m*width, dtype=acc)
-        for lo in range(a, b, width*dt.itemsize):
-            w = min(width, (b-lo)//dt.itemsize)
-            x,y = X[:n*w].view(n,w),Y[:m*w].view(m,w)
-            for i,l in enumerate(used): _pread(sources[l], start+lo, _bytes(x[i]))
-            if Rm.layout == torch.strided: torch.mm(Rm, x.to(acc), out=y)
-            else: y = Rm @ x.to(acc)
-            for k,o in zip(todo, y.to(dt)): put(k, start+lo, _bytes(o))
+    try:
+        for dt,a,b,mix in segments:
+            if not mix:
+                buf = np.empty(min(b-a, memory), dtype=np.uint8)
+                for k in todo:
+                    for lo in range(a, b, len(buf)):
+                        part = buf[:min(len(buf), b-lo)]
+                        old.read(k, start+lo, part)
+                        put(k, start+lo, part)
+                continue
+            acc,size = torch.float64 if dt == torch.float64 else torch.float32,dt.itemsize
+            Rm,n,m = R.to(acc),len(used),len(todo)
+            # old rows in pieces that stay in the processor's cache, new rows in pieces that are worth a write
+            width = max(1, min((b-a)//size, 2**18//size, memory//(m*size)))
+            piece = max(1, min(width, memory//10//(n*size)))
+            X,Y = torch.empty(n*piece, dtype=dt),torch.empty(m*width, dtype=dt)
+            bytes_in,bytes_out = X.view(torch.uint8).numpy(),Y.view(torch.uint8).numpy()
+            for lo in range(a, b, width*size):
+                w = min(width, (b-lo)//size)
+                y = Y[:m*w].view(m,w)
+                for j in range(0, w, piece):
+                    c = min(piece, w-j)
+                    for i,l in enumerate(used): old.read(l, start+lo+j*size, bytes_in[i*c*size:(i+1)*c*size])
+                    x = X[:n*c].view(n,c).to(acc)
+                    if dt == acc and Rm.layout == torch.strided: torch.mm(Rm, x, out=y[:,j:j+c])
+                    else: y[:,j:j+c] = Rm @ x
+                for i,k in enumerate(todo): put(k, start+lo, bytes_out[i*w*size:(i+1)*w*size])
+    finally:
+        old.close()
+        new.close()
     for k,j in first.items():
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}

@@ -59,17 +59,17 @@ def test_a_full_disk_leaves_the_last_commit(make_cfg, limit):
 
 def test_after_a_failed_write_the_same_server_goes_on(make_cfg, monkeypatch):
     import errno
-    import fedai.store
     a,b = make_cfg(rounds=3),make_cfg(rounds=3)
     Server_mira(a, client_data(4), callbacks=[]).fit()
     s = Server_mira(b, client_data(4), callbacks=[])
-    real = fedai.store._pwrite
-    def full(path, at, buf):
-        if s.store.round == 1 and 'local_output_2' in str(path): raise OSError(errno.ENOSPC, 'No space left on device', str(path))
-        real(path, at, buf)
-    monkeypatch.setattr(fedai.store, '_pwrite', full)
+    real,writes = os.pwrite,[0]
+    def full(fd, buf, at):
+        writes[0] += s.store.round == 1
+        if writes[0] == 3: raise OSError(errno.ENOSPC, 'No space left on device')
+        return real(fd, buf, at)
+    monkeypatch.setattr(os, 'pwrite', full)
     with pytest.raises(StoreError, match=r'the mixed states of round 2: No space left on device \(.*local_output_2.*\); the run stands at round 1'): s.fit()
-    monkeypatch.setattr(fedai.store, '_pwrite', real)
+    monkeypatch.setattr(os, 'pwrite', real)
     s.fit()
     for i in range(4): assert torch.equal(s.store.load_row(i), AdapterStore(a.output_dir).load_row(i))
 
