@@ -5,6 +5,7 @@ def __getattr__(name):
     "Anything a module exports, imported when it is first asked for: `from fedai import FedConfig` loads no torch."
     from importlib import import_module
     from fedai._modidx import d
+    if name == '__all__': return [o for o in __dir__() if not o.startswith('_')]
     for module,symbols in d['syms'].items():
         if f'{module}.{name}' in symbols: return getattr(import_module(module), name)
     raise AttributeError(f"module 'fedai' has no attribute {name!r}")

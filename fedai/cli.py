@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __version__
 from .config import ConfigError, FedConfig, field_help, load_config, near, yaml_value
 
-# %% ../nbs/17_cli.ipynb #c75851c8
+# %% ../nbs/17_cli.ipynb #98c87053
 def _add_fields(parser):
     "An option for each field of `FedConfig`, in groups."
     groups = {}
@@ -25,9 +25,14 @@ def _overrides(args):
     "The fields given on the command line, as values."
     kinds = {n: h[1] for n,h in field_help().items()}
     given = {k: v for k,v in vars(args).items() if k in kinds}
-    return {k: v if kinds[k] == 'text' else yaml_value(v) for k,v in given.items()}
+    def value(k, text):
+        "Text stays as it was typed, unless it says null, or a list where a list may stand."
+        if kinds[k] == 'text': return text
+        v = yaml_value(text)
+        return v if 'text' not in kinds[k] or v is None or isinstance(v, list) and 'list' in kinds[k] else text
+    return {k: value(k, v) for k,v in given.items()}
 
-# %% ../nbs/17_cli.ipynb #9b381801
+# %% ../nbs/17_cli.ipynb #505eb810
 def run(cfg:FedConfig, # the run's settings
        ):              # the server, tested
     "Train, test, and leave the whole layout in `cfg.output_dir`: what `fedai run` does."
@@ -40,7 +45,8 @@ def run(cfg:FedConfig, # the run's settings
     print('testing each client with the base model and with its own adapter ...', flush=True)
     server.test(baselines=True)
     print('\n' + score_table(server.scorecard))
-    print(f'\nwrote {cfg.output_dir}: scorecard.json, generations.jsonl, history.jsonl, curves.png, and the adapters in {cfg.output_dir}/<round>/local_output_<client>')
+    there = [o for o in ('scorecard.json','generations.jsonl','history.jsonl','curves.png') if (Path(cfg.output_dir)/o).exists()]
+    print(f"\nwrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
     return server
 
 # %% ../nbs/17_cli.ipynb #12876616
@@ -55,7 +61,7 @@ def check(path:str, # a run's folder
     print('\n'.join(bad) or f"{path}: round {store.round}, {len(store.latest)} clients, {sum(map(len, store.checksums.values()))} states: all whole")
     return bad
 
-# %% ../nbs/17_cli.ipynb #5fb1c468
+# %% ../nbs/17_cli.ipynb #334bf0d4
 def get_parser()->argparse.ArgumentParser:
     "The command line's parser."
     ap = argparse.ArgumentParser(prog='fedai', description='Fine-tune one language model for many clients at once: a LoRA adapter for each, and a graph that says who learns from whom.')
@@ -72,6 +78,10 @@ def get_parser()->argparse.ArgumentParser:
 
 def main(argv=None)->int: # arguments after the program's name; returns the exit code
     "The `fedai` command."
+    try: return _main(argv)
+    except KeyboardInterrupt: return _fail('stopped. The same command goes on where it was', 130)
+
+def _main(argv):
     args,unknown = get_parser().parse_known_args(argv)
     try:
         for o in unknown: raise ConfigError(o, 'a known option' + near(o, [f'--{n}' for n in field_help()]), unknown)
@@ -90,7 +100,6 @@ def main(argv=None)->int: # arguments after the program's name; returns the exit
         run(cfg)
     except (ConfigError,DataError) as e: return _fail(e, 2)
     except (StoreError,NonFiniteLoss,ImportError,OSError) as e: return _fail(e, 1)
-    except KeyboardInterrupt: return _fail(f'stopped. The same command goes on after the last committed round in {cfg.output_dir}', 130)
     return 0
 
 def _fail(e, code):

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['BaseClient', 'Client_mira']
 
-# %% ../nbs/09_clients.ipynb #bd51e0f7
+# %% ../nbs/09_clients.ipynb #570cc1db
 import warnings
 from functools import cached_property
 
+from .data import DataError
 from .training import Prepared, local_steps
 
-# %% ../nbs/09_clients.ipynb #c584a8b7
+# %% ../nbs/09_clients.ipynb #2b291205
 class BaseClient:
     "A client that trains the model it is sent on its own data."
     def __init__(self,
@@ -22,7 +23,7 @@ class BaseClient:
 
     def _prepared(self, split):
         data = self.server.task.prepare(self.server.lst_data_dict[self.id][split], f'client {self.id}, {split}')
-        if not len(data.items): raise ValueError(f"client {self.id}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
+        if not len(data.items): raise DataError(f"client {self.id}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
         if data.dropped or data.cut:
             warnings.warn(f"client {self.id}, {split}: {data.dropped} examples dropped and {data.cut} prompts cut to fit in `max_length` {self.cfg.max_length}")
         return data
@@ -32,13 +33,18 @@ class BaseClient:
 
     @cached_property
     def test_data(self)->Prepared:
-        "The test data; warns where a test example is in the client's training data too."
+        "The test data; warns where a test question is in the client's training data too."
         data = self._prepared('test')
         if isinstance(data.examples[0], dict):
-            key = lambda e: (e['instruction'], e.get('input') or '', e['output'])
+            key = lambda e: (e['instruction'], e.get('input') or '')
             both = {key(e) for e in data.examples} & {key(e) for e in self.train_data.examples}
-            if both: warnings.warn(f"client {self.id}: {len(both)} of its test examples are in its training data too, such as {min(both)[0][:60]!r}")
+            if both: warnings.warn(f"client {self.id}: {len(both)} of its test questions are in its training data too, such as {min(both)[0][:60]!r}")
         return data
+
+    @cached_property
+    def fingerprint(self)->str:
+        "A checksum of the training data: a run must not go on over other data."
+        return self.server.task.fingerprint(self.train_data)
 
     def penalty(self):
         "A function whose value is added to each step's loss, or `None`: what FedProx and its like override."
@@ -48,7 +54,7 @@ class BaseClient:
         "Train the live model, which holds this client's state, for one round."
         d = self.train_data
         out = local_steps(self.server.model, self.server.task, d.items, self.cfg, comm_round, self.id, self.penalty())
-        return dict(out, examples=len(d.items), dropped=d.dropped, cut=d.cut)
+        return dict(out, examples=len(d.items), dropped=d.dropped, cut=d.cut, data=self.fingerprint)
 
     def loss(self)->float: # mean test loss
         "Mean loss of the live model on this client's test data."

@@ -77,7 +77,7 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #2afc4ace
+# %% ../nbs/00_config.ipynb #cee39ff9
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -87,7 +87,7 @@ class FedConfig:
     resume:bool = opt(True, 'run', result=False) # continue a run found in `output_dir`; `false` refuses a folder that has one
     engine:str = opt('sequential', 'run', choices=('sequential',), result=False) # how a round's clients are trained
     device:str = opt('auto', 'run') # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps': where the model lives
-    mixed_precision:str = opt('no', 'run', choices=('no','bf16')) # dtype of the forward pass under autocast; adapters stay as they are
+    mixed_precision:str = opt('no', 'run', choices=('no','bf16')) # dtype of the forward pass in training, under autocast; adapters and tests stay as they are
     keep_rounds:int = opt(2, 'run', lo=1, result=False) # committed rounds kept on disk; each client's latest state always is
     keep_trained:bool = opt(False, 'run', result=False) # keep the states as trained, before mixing, too
     max_alive:int = opt(64, 'run', lo=1, result=False) # client objects in memory at once; the least recently used go first
@@ -96,15 +96,15 @@ class FedConfig:
     num_clients:int = opt(8, 'federation', lo=1) # clients in the federation, K
     m:float = opt(1., 'federation', above=0, hi=1) # share of clients selected in a round
     rounds:int = opt(10, 'federation', lo=0, result=False) # communication rounds in all
-    lambda_:float|None = opt(None, 'federation', lo=0) # MIRA's regularisation λ >= 0
-    coupling:float|None = opt(None, 'federation', lo=0, hi=1) # ηλ · max degree, 0 (local) to 1; an alternative to `lambda_`, 0.5 when neither is given
+    lambda_:float|None = opt(None, 'federation', lo=0) # MIRA's regularisation λ >= 0; ηλ uses the round's learning rate, so it follows `lr_schedule`
+    coupling:float|None = opt(None, 'federation', lo=0, hi=1) # ηλ · max degree of the whole graph, 0 (local) to 1, the same in every round; an alternative to `lambda_`, 0.5 when neither is given
     graph:str = opt('random', 'federation') # 'random' (the seed's), 'tasks' (1 between clients with the same task), 'complete', or a .npy file with a (K, K) array
 
     # local training
     lr:float = opt(1e-3, 'local training', above=0) # learning rate of the local optimiser
     lr_schedule:str = opt('constant', 'local training', choices=('constant','linear','cosine')) # learning rate over rounds; the decays end at a tenth of `lr`
     local_step:int = opt(10, 'local training', lo=1) # optimiser steps a client takes in a round
-    batch_size:int = opt(4, 'local training', lo=1) # examples in a step
+    batch_size:int = opt(4, 'local training', lo=1) # examples in a step; as many as the client has, where that is fewer
     optimizer:str = opt('AdamW', 'local training') # any optimiser of `torch.optim`, by name
     optimizer_args:dict = opt({}, 'local training') # its arguments besides `lr`, such as `{weight_decay: 0.01}`
     grad_clip:float|None = opt(1., 'local training', above=0) # largest gradient norm; nothing: no clipping
@@ -126,8 +126,8 @@ class FedConfig:
     tasks:dict = opt({}, 'data') # reasoning-gym: task name -> its settings, such as `{gcd: {max_value: 30}}`
     clients_per_task:int = opt(2, 'data', lo=1) # reasoning-gym: clients that share a task, each with examples of its own
     train_size:int = opt(32, 'data', lo=1) # reasoning-gym: training examples a client
-    test_size:int = opt(16, 'data', lo=1) # reasoning-gym: test examples a task
-    test_share:float = opt(.2, 'data', above=0, hi=.9) # a folder of files: share of each client's examples set apart for the test
+    test_size:int = opt(16, 'data', lo=1) # reasoning-gym: test examples a task, the same for its clients
+    test_share:float = opt(.2, 'data', above=0, hi=.9) # a folder of files: about this share of each client's examples is set apart for the test
     template:str = opt('auto', 'data', choices=('auto','chat','instruction')) # prompt: the tokenizer's chat template, an instruction template, or the first where there is one
     system_prompt:str|None = opt(None, 'data') # system message of the chat template; nothing: the template's own default
     max_length:int = opt(512, 'data', lo=8) # tokens in an example, prompt and answer together; a longer prompt is cut, an answer never is
@@ -136,7 +136,7 @@ class FedConfig:
     # evaluation
     eval_every:int = opt(0, 'evaluation', lo=0) # rounds between test losses of the selected clients; 0: never during training
     eval_batch_size:int = opt(32, 'evaluation', lo=1, result=False) # sequences in a batch of evaluation or generation
-    max_new_tokens:int = opt(32, 'evaluation', lo=1) # longest generated answer, in tokens
+    max_new_tokens:int = opt(32, 'evaluation', lo=1, result=False) # longest generated answer, in tokens
 
     def __new__(cls, **kwargs):
         known = [f.name for f in fields(cls)]
@@ -149,6 +149,7 @@ class FedConfig:
         if self.lambda_ is not None and self.coupling is not None:
             raise ConfigError('coupling', 'nothing beside `lambda_` (they set the same thing)', self.coupling)
         if self.lambda_ is None and self.coupling is None: object.__setattr__(self, 'coupling', .5)
+        if not self.output_dir.strip(): raise ConfigError('output_dir', 'the name of a folder', self.output_dir)
         if isinstance(self.adapt_layers, str) and not re.fullmatch(r'all|last:[1-9]\d*', self.adapt_layers):
             raise ConfigError('adapt_layers', "'all', 'last:n' or a list of layer numbers", self.adapt_layers)
         if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?', self.device):
@@ -176,13 +177,14 @@ class FedConfig:
 # %% ../nbs/00_config.ipynb #c3189f87
 FedConfig.__signature__ = inspect.signature(FedConfig.__init__).replace(parameters=list(inspect.signature(FedConfig.__init__).parameters.values())[1:])
 
-# %% ../nbs/00_config.ipynb #2089ef3e
+# %% ../nbs/00_config.ipynb #18da0788
 class _Loader(yaml.SafeLoader): pass
 _Loader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+0123456789.'))
 
 def _mapping(loader, node):
     seen = set()
     for k,_ in node.value:
+        if not isinstance(k.value, str): raise ConfigError('YAML', 'plain text before a colon', f'line {k.start_mark.line+1}')
         if k.value in seen: raise ConfigError(k.value, 'one value', f'a second one on line {k.start_mark.line+1}')
         seen.add(k.value)
     return loader.construct_mapping(node, deep=True)
@@ -193,7 +195,7 @@ def yaml_value(text:str): # a number, text, list, mapping, true, false or null
     "What `text` means in a config file or on the command line."
     return yaml.load(text, _Loader)
 
-# %% ../nbs/00_config.ipynb #1508ec5b
+# %% ../nbs/00_config.ipynb #b2c67647
 def load_config(path:str|Path, # a YAML file with fields of `FedConfig`
                 **overrides,   # fields that replace the file's
                )->FedConfig:
@@ -203,9 +205,9 @@ def load_config(path:str|Path, # a YAML file with fields of `FedConfig`
     try: d = yaml_value(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError,UnicodeDecodeError) as e: raise ConfigError('config', f'readable YAML in {path}', str(e)) from e
     d = {} if d is None else d
-    if not isinstance(d, dict): raise ConfigError('config', f'`field: value` lines in {path}', d)
-    if 'lambda_' in overrides: d.pop('coupling', None)
-    if 'coupling' in overrides: d.pop('lambda_', None)
+    if not isinstance(d, dict) or not all(isinstance(k, str) for k in d): raise ConfigError('config', f'`field: value` lines in {path}', d)
+    if overrides.get('lambda_') is not None: d.pop('coupling', None)
+    if overrides.get('coupling') is not None: d.pop('lambda_', None)
     return FedConfig(**{**d, **overrides})
 
 def dump_config(cfg:FedConfig)->str: # YAML text that `load_config` reads back

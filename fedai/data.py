@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataError', 'check_example', 'Encoded', 'Prompter', 'encode_all', 'pad_batch', 'train_batch', 'prompt_batch',
-           'by_length', 'reasoning_gym_data', 'is_test', 'read_jsonl', 'folder_data', 'get_client_data',
-           'commonest_answer']
+           'by_length', 'reasoning_gym_data', 'question_rank', 'split_by_question', 'read_jsonl', 'folder_data',
+           'get_client_data', 'commonest_answer']
 
 # %% ../nbs/04_data.ipynb #bbc55eff
 import hashlib, json
@@ -33,7 +33,7 @@ def check_example(ex,        # what should be an example
         if needed and not v.strip(): raise DataError(f"{where}: `{k}` is empty")
     return ex
 
-# %% ../nbs/04_data.ipynb #d4012aa0
+# %% ../nbs/04_data.ipynb #ce97e932
 @dataclass
 class Encoded:
     "A tokenised example."
@@ -56,6 +56,8 @@ class Prompter:
         if template == 'chat' and not has: raise ConfigError('template', "'auto' or 'instruction' (this tokenizer has no chat template)", template)
         self.tokenizer,self.system_prompt,self.max_length = tokenizer,system_prompt,max_length
         self.chat = has and template != 'instruction'
+        try: self.render('x', 'y')
+        except Exception as e: raise ConfigError('system_prompt', "what the tokenizer's chat template takes (or `template: instruction`)", f'{system_prompt!r} ({e})') from e
 
     def render(self,
                content:str, # what the user says
@@ -77,8 +79,9 @@ class Prompter:
         bos = self.tokenizer.bos_token_id   # a chat template writes its own
         return ids if self.chat or bos is None else [bos] + ids
 
-    def _answer_ids(self, content, answer):
+    def _answer_ids(self, content, answer, where):
         eos,prompt,full = self.tokenizer.eos_token_id,self.render(content),self.render(content, answer)
+        if eos in self._ids(answer): raise DataError(f"{where}: `output` contains the end-of-sequence token {self.tokenizer.eos_token!r}, and what stands after it would not be learned")
         ids = self._ids(full[len(prompt):] if full.startswith(prompt) else answer)
         if eos in ids: return ids[:ids.index(eos)+1]
         return ids + [eos]
@@ -89,14 +92,14 @@ class Prompter:
               )->Encoded:
         "Token ids of `ex`. A prompt that is too long loses the end of what the user says; raises `DataError` where the answer can't fit even so."
         content = ex['instruction'] + (f"\n\n{ex['input']}" if ex.get('input') else '')
-        answer,prompt = self._answer_ids(content, ex['output']),self._prompt_ids(content)
+        answer,prompt = self._answer_ids(content, ex['output'], where),self._prompt_ids(content)
         full = len(prompt)
         words = self._ids(content) if full + len(answer) > self.max_length else []
         while words and len(prompt) + len(answer) > self.max_length:
             words = words[:len(words) - max(1, len(prompt) + len(answer) - self.max_length)]
             prompt = self._prompt_ids(self.tokenizer.decode(words))
-        if len(prompt) + len(answer) > self.max_length:
-            raise DataError(f"{where}: the answer has {len(answer)} tokens and the prompt's frame {len(prompt)}, which is over `max_length` {self.max_length}")
+        if full + len(answer) > self.max_length and not words:
+            raise DataError(f"{where}: the answer has {len(answer)} tokens and the prompt without its content {len(prompt)}, which leaves no room for a question in `max_length` {self.max_length}")
         return Encoded(prompt, answer, full - len(prompt))
 
 # %% ../nbs/04_data.ipynb #3181ed76
@@ -119,7 +122,7 @@ def encode_all(prompter:Prompter,
             enc.append(e)
     return kept,enc,dropped
 
-# %% ../nbs/04_data.ipynb #24d367f3
+# %% ../nbs/04_data.ipynb #b0574314
 def pad_batch(rows,        # lists of token ids
               pad_id:int,  # id written where there is no token
               left=False,  # pad on the left?
@@ -133,7 +136,7 @@ def pad_batch(rows,        # lists of token ids
     return ids,mask
 
 def train_batch(encoded,    # `Encoded` examples
-                pad_id:int,
+                pad_id:int, # id written where there is no token
                )->dict:     # input_ids, attention_mask, labels: (B, T) int64; labels are -100 outside the answers
     "Right-padded batch for training and for the loss."
     ids,mask = pad_batch([e.prompt + e.answer for e in encoded], pad_id)
@@ -141,7 +144,9 @@ def train_batch(encoded,    # `Encoded` examples
     for i,e in enumerate(encoded): labels[i, len(e.prompt):len(e)] = torch.tensor(e.answer)
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
-def prompt_batch(encoded, pad_id:int)->dict: # input_ids, attention_mask: (B, T) int64
+def prompt_batch(encoded,    # `Encoded` examples
+                 pad_id:int, # id written where there is no token
+                )->dict:     # input_ids, attention_mask: (B, T) int64
     "Left-padded prompts for generation."
     ids,mask = pad_batch([e.prompt for e in encoded], pad_id, left=True)
     return dict(input_ids=ids, attention_mask=mask)
@@ -154,8 +159,9 @@ def by_length(lengths,        # length of each item, in tokens
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i:i+batch_size] for i in range(0, len(order), batch_size)]
 
-# %% ../nbs/04_data.ipynb #469434fd
-def reasoning_gym_data(cfg:FedConfig)->list: # one {'train': [...], 'test': [...]} a client; clients with the same task are neighbours
+# %% ../nbs/04_data.ipynb #b0281750
+def reasoning_gym_data(cfg:FedConfig, # its `tasks`, `clients_per_task`, `train_size`, `test_size` and `seed`
+                      )->list: # one {'train': [...], 'test': [...]} a client; clients with the same task are neighbours
     "Clients' data from the tasks in `cfg.tasks`."
     try: import reasoning_gym
     except ImportError as e: raise ImportError("data 'reasoning-gym' needs an extra package: pip install 'fedai[demo]'") from e
@@ -175,14 +181,24 @@ def reasoning_gym_data(cfg:FedConfig)->list: # one {'train': [...], 'test': [...
         data += [{'train': train[i*cfg.train_size:(i+1)*cfg.train_size], 'test': test} for i in range(cfg.clients_per_task)]
     return data
 
-# %% ../nbs/04_data.ipynb #eeb617e6
-def is_test(ex:dict,     # an example
-            share:float, # share of examples that go to the test
-            seed:int=0,
-           )->bool:
-    "Does this example belong to the test? Decided by its content."
-    text = json.dumps([seed, ex['instruction'], ex.get('input') or '', ex['output']])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') < share*2**64
+# %% ../nbs/04_data.ipynb #c5cfaf34
+def question_rank(ex:dict,  # an example
+                  seed:int=0, # the run's seed
+                 )->float:  # in [0, 1); evenly spread over questions
+    "Where an example falls when a split is drawn: by its instruction and input, not by its answer."
+    text = json.dumps([seed, ex['instruction'], ex.get('input') or ''])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')/2**64
+
+def split_by_question(exs,         # examples
+                      share:float, # about this share goes to the test
+                      seed:int=0,  # the run's seed
+                     )->dict:      # {'train': [...], 'test': [...]}; both have at least one, where there are two questions
+    "Split examples so that no question is on both sides."
+    rank = [question_rank(e, seed) for e in exs]
+    different = sorted(set(rank))
+    if len(different) < 2: return {'train': list(exs), 'test': []}
+    cut = different[min(max(1, sum(r < share for r in different)), len(different)-1)]
+    return {'train': [e for e,r in zip(exs, rank) if r >= cut], 'test': [e for e,r in zip(exs, rank) if r < cut]}
 
 def read_jsonl(path:str|Path)->list: # checked examples
     "Examples in a file, one JSON object a line; raises `DataError` with the file and line of a bad one."
@@ -195,7 +211,8 @@ def read_jsonl(path:str|Path)->list: # checked examples
             out.append(check_example(ex, f'{path}, line {i}'))
     return out
 
-def folder_data(cfg:FedConfig)->list: # one {'train': [...], 'test': [...]} a client, by file name
+def folder_data(cfg:FedConfig, # its `data`, `test_share` and `seed`
+               )->list: # one {'train': [...], 'test': [...]} a client, by file name
     "Clients' data from the .jsonl files in the folder `cfg.data`."
     paths = sorted(Path(cfg.data).glob('*.jsonl'))
     if not paths: raise ConfigError('data', "'reasoning-gym' or a folder with .jsonl files", cfg.data)
@@ -203,15 +220,17 @@ def folder_data(cfg:FedConfig)->list: # one {'train': [...], 'test': [...]} a cl
     data = []
     for p in paths:
         exs = [{'task': p.stem, **e} for e in read_jsonl(p)]
-        side = [is_test(e, cfg.test_share, cfg.seed) for e in exs]
-        data.append({'train': [e for e,t in zip(exs, side) if not t], 'test': [e for e,t in zip(exs, side) if t]})
+        d = split_by_question(exs, cfg.test_share, cfg.seed)
+        if not d['train'] or not d['test']: raise DataError(f"{p}: expected at least two different questions, one to train on and one for the test, got {len(exs)} examples")
+        data.append(d)
     return data
 
 def get_client_data(cfg:FedConfig)->list: # one {'train': [...], 'test': [...]} a client
     "The data that the config names."
     return reasoning_gym_data(cfg) if cfg.data == 'reasoning-gym' else folder_data(cfg)
 
-# %% ../nbs/04_data.ipynb #3656c037
-def commonest_answer(examples)->str: # the most frequent `output`; of several, the first in the data
+# %% ../nbs/04_data.ipynb #fd314a15
+def commonest_answer(examples, # dicts with `output`
+                    )->str: # the most frequent `output`; of several, the first in the data
     "The answer to give when one has learned nothing but the answers' frequencies."
     return Counter(e['output'] for e in examples).most_common(1)[0][0]

@@ -6,12 +6,14 @@
 __all__ = ['cache_dir', 'embedded_smollm2', 'find_model', 'convert_gguf', 'get_tokenizer', 'new_token_ids', 'fit_embeddings',
            'load_base', 'get_base_model', 'add_lora', 'get_model']
 
-# %% ../nbs/05_models.ipynb #84a438ee
-import hashlib, importlib.util, os, re, shutil, tempfile, warnings
+# %% ../nbs/05_models.ipynb #51614c8a
+import importlib.util, os, re, shutil, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from xxhash import xxh3_64
 from .config import ConfigError, FedConfig
 from .utils import keyed_torch
 
@@ -44,7 +46,7 @@ def find_model(name:str, # `cfg.model`
     else: return name
     return str(p)
 
-# %% ../nbs/05_models.ipynb #5ce7a3e0
+# %% ../nbs/05_models.ipynb #172159bf
 @contextmanager
 def _quiet():
     "No progress bars and advice from transformers within the block."
@@ -61,14 +63,11 @@ def _quiet():
         if bars: logging.enable_progress_bar()
 
 def _fingerprint(path):
-    "Sixteen hex digits from a file's size and its first and last MiB."
-    h,n = hashlib.sha256(),path.stat().st_size
-    h.update(str(n).encode())
+    "Sixteen hex digits from a file's content."
+    h = xxh3_64()
     with open(path, 'rb') as f:
-        h.update(f.read(2**20))
-        f.seek(max(0, n-2**20))
-        h.update(f.read())
-    return h.hexdigest()[:16]
+        while part := f.read(2**24): h.update(part)
+    return h.hexdigest()
 
 # %% ../nbs/05_models.ipynb #1c4116cf
 def convert_gguf(path:str|Path, # a .gguf file
@@ -96,7 +95,7 @@ def convert_gguf(path:str|Path, # a .gguf file
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
 
-# %% ../nbs/05_models.ipynb #d0ea5d5f
+# %% ../nbs/05_models.ipynb #e9802ee0
 _tiny_chat = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 
 def _tiny_tokenizer():
@@ -117,10 +116,10 @@ def _loaded(cls, name, **kwargs):
     if where.endswith('.gguf'): where = str(convert_gguf(where))
     with _quiet():
         try: return cls.from_pretrained(where, **kwargs)
-        except (OSError,ValueError) as e: raise ConfigError('model', 'a model that transformers can load', f'{name} ({str(e).strip().splitlines()[0]})') from e
+        except (OSError,ValueError,SafetensorError) as e: raise ConfigError('model', 'a model that transformers can load', f'{name} ({(str(e).strip() or type(e).__name__).splitlines()[0]})') from e
 
-# %% ../nbs/05_models.ipynb #55a8b0ec
-def get_tokenizer(cfg:FedConfig):
+# %% ../nbs/05_models.ipynb #bb687860
+def get_tokenizer(cfg:FedConfig): # its `model` and `add_tokens`
     "The tokenizer of `cfg.model`, with `cfg.add_tokens` added and a pad token set."
     from transformers import AutoTokenizer
     tok = _tiny_tokenizer() if cfg.model == 'tiny' else _loaded(AutoTokenizer, cfg.model)
@@ -128,7 +127,7 @@ def get_tokenizer(cfg:FedConfig):
         spare = [o for o in (tok.unk_token, tok.bos_token) if o is not None and o != tok.eos_token]
         tok.pad_token = spare[0] if spare else tok.eos_token
     for o in cfg.add_tokens:
-        if not isinstance(o, str) or not o: raise ConfigError('add_tokens', 'texts that are not empty', o)
+        if not isinstance(o, str) or not o or o in tok.get_vocab(): raise ConfigError('add_tokens', 'texts that are no token of the model yet', o)
     tok.add_tokens(cfg.add_tokens)
     return tok
 
@@ -142,7 +141,7 @@ def _tiny_model(vocab_size):
     model.name_or_path = 'tiny'
     return model
 
-# %% ../nbs/05_models.ipynb #313d7373
+# %% ../nbs/05_models.ipynb #af6fcc71
 def new_token_ids(model,     # a causal language model
                   tokenizer, # its tokenizer
                   added=(),  # tokens known to be added, as text
@@ -151,7 +150,10 @@ def new_token_ids(model,     # a causal language model
     rows = model.get_input_embeddings().weight.shape[0]
     return sorted({*tokenizer.convert_tokens_to_ids(list(added)), *range(rows, len(tokenizer))})
 
-def fit_embeddings(model, tokenizer, seed:int=0): # the model
+def fit_embeddings(model,      # a causal language model; changed in place
+                   tokenizer,  # the tokenizer that it must have rows for
+                   seed:int=0, # the run's seed
+                  ):           # the model
     "Give the embeddings a row for every token: new rows are drawn near the mean of the old ones, keyed to the seed."
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         with _quiet(), keyed_torch(seed, 'embeddings'): model.resize_token_embeddings(len(tokenizer))
@@ -167,7 +169,7 @@ def get_base_model(cfg:FedConfig, tokenizer=None): # tokenizer: `get_tokenizer(c
     "The base model that a run's adapters belong on: `cfg.model`, its embeddings resized where the tokenizer has more tokens."
     return fit_embeddings(load_base(cfg), tokenizer or get_tokenizer(cfg), cfg.seed).requires_grad_(False)
 
-# %% ../nbs/05_models.ipynb #cda209ae
+# %% ../nbs/05_models.ipynb #7e729dd5
 def _layers(cfg, model):
     "The layer numbers of `cfg.adapt_layers`, or `None` for all."
     if cfg.adapt_layers == 'all': return None
@@ -183,21 +185,24 @@ def _layers(cfg, model):
 
 def _check_targets(cfg, model):
     "Every name in `cfg.target_modules` must match a layer."
-    if isinstance(cfg.target_modules, str): return   # a regular expression or 'all-linear', which peft checks
     linear = sorted({n.rsplit('.', 1)[-1] for n,m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == 'Conv1D'})
     names = [n for n,_ in model.named_modules()]
+    if isinstance(cfg.target_modules, str):   # a regular expression or 'all-linear', which peft checks
+        if cfg.target_modules in linear: raise ConfigError('target_modules', f'a list, [{cfg.target_modules}] (a text is a regular expression for whole names)', cfg.target_modules)
+        return
     for t in cfg.target_modules or ['']:
         if not isinstance(t, str) or not any(n == t or n.endswith(f'.{t}') for n in names): raise ConfigError('target_modules', f'names of layers in the model, such as {linear}', t)
 
-# %% ../nbs/05_models.ipynb #1ef78a38
+# %% ../nbs/05_models.ipynb #00d0e734
 def add_lora(model,         # a causal language model; it is frozen and changed in place
-             cfg:FedConfig,
-             tokenizer=None, # where given, the embeddings of tokens that are new to the model are trained with the adapter
-            ):              # a peft.PeftModel around `model`
+             cfg:FedConfig, # its LoRA settings and `seed`
+             tokenizer=None, # where given, the embeddings of tokens that are new to the model are trained with the adapter: `cfg.add_tokens`,
+             added=(),      # these,
+            ):              # and those past its embeddings. A peft.PeftModel around `model`
     "A LoRA on `model` as the config says, A drawn from the seed and B zero."
     from peft import LoraConfig, get_peft_model
     _check_targets(cfg, model)
-    new = new_token_ids(model, tokenizer, cfg.add_tokens) if tokenizer is not None else []
+    new = new_token_ids(model, tokenizer, {*cfg.add_tokens, *added}) if tokenizer is not None else []
     if new:
         if not model.config.get_text_config().tie_word_embeddings:
             raise ConfigError('add_tokens', 'none for a model whose output layer is not tied to its embeddings (its new rows would stay untrained)', tokenizer.convert_ids_to_tokens(new))
@@ -209,5 +214,7 @@ def add_lora(model,         # a causal language model; it is frozen and changed 
         except (ValueError,re.error) as e: raise ConfigError('target_modules', 'layers that peft can put a LoRA on', f'{cfg.target_modules} ({e})') from e
 
 def get_model(cfg:FedConfig, tokenizer=None): # a peft.PeftModel; tokenizer: `get_tokenizer(cfg)` when not given
-    "The base model of `cfg` with its LoRA."
-    return add_lora(load_base(cfg), cfg, tokenizer or get_tokenizer(cfg))
+    "The base model of `cfg` with its LoRA; tokens that the model's own tokenizer doesn't have are new, and trained."
+    own = get_tokenizer(cfg)
+    if tokenizer is None: return add_lora(load_base(cfg), cfg, own)
+    return add_lora(load_base(cfg), cfg, tokenizer, set(tokenizer.get_added_vocab()) - set(own.get_vocab()))

@@ -8,11 +8,11 @@ __all__ = ['uniform_selection']
 # %% ../nbs/03_selection.ipynb #1daa573d
 from .utils import rng
 
-# %% ../nbs/03_selection.ipynb #a3f3ea95
+# %% ../nbs/03_selection.ipynb #97519141
 def uniform_selection(num_clients:int, # K
                       m:float,         # share of clients in a round, in (0, 1]
                       rounds:int,      # rounds in all
-                      seed:int=0,
+                      seed:int=0,      # the run's seed
                      )->list:          # a sorted list of client ids for each round
     "Uniform without replacement, `max(1, round(m * num_clients))` clients a round."
     k = max(1, round(m*num_clients))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #33d8834c
+# %% ../nbs/12_servers.ipynb #5fd56f2e
 import json, os, warnings
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
 from .clients import BaseClient, Client_mira
-from .config import ConfigError, FedConfig, dump_config, load_config
-from .data import commonest_answer
+from .config import ConfigError, FedConfig, dump_config, load_config, near
+from .data import check_example, commonest_answer
 from .engines import get_engine
 from .graphs import average_matrix, check_graph, complete_graph, effective_pull, load_graph, max_degree, mira_matrix, random_graph, task_graph
 from .metrics import summarise
@@ -28,10 +28,10 @@ from .utils import LazyList, atomic_file, write_json, write_text
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
 
-# %% ../nbs/12_servers.ipynb #9d55735e
+# %% ../nbs/12_servers.ipynb #0f3cbfab
 class BaseServer:
     "Federated training; every client leaves a round with the average of those selected, weighted by their examples."
-    one_model = True       # is there one model that all clients are sent, or a state for each?
+    one_model = True       # do all clients have the newest average, also those not selected, or each a state of its own?
     alk_connection = None  # (K, K) client graph, where there is one
 
     def __init__(self,
@@ -43,12 +43,16 @@ class BaseServer:
                  callbacks=None,    # list of `Callback`s; None: progress
                  **kwargs,          # set as attributes: tokenizer, criterion, graph, ...
                 ):
+        if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients
         self.callbacks = [Progress()] if callbacks is None else callbacks
-        for k,v in kwargs.items(): setattr(self, k, v)
+        self._set_attributes(kwargs)
+        self.task_is_text = _is_text(model)
         self._check_data()
+        self._check_folder()
         self.device = get_device(cfg)
         self._make_model(model)
+        if holdout_ds is not None and not len(holdout_ds): raise ConfigError('holdout_ds', 'at least one example', '0 examples')
         self.holdout = self.task.prepare(holdout_ds, 'holdout') if holdout_ds is not None else None
         self.client_list = LazyList(self, client_class, cfg.max_alive)
         self.selection = self.client_selection()
@@ -56,16 +60,32 @@ class BaseServer:
         self.check()
         self._open_store()
 
+    def _set_attributes(self, kwargs):
+        "Keyword arguments become attributes; a slip in a known name, or the name of a method, is refused."
+        known = ['tokenizer','criterion','graph','alk_connection']
+        for k,v in kwargs.items():
+            if k not in known and (near(k, known) or callable(getattr(type(self), k, None))): raise ConfigError(k, f'an attribute such as {", ".join(known)}' + near(k, known), v)
+            setattr(self, k, v)
+
+    def _check_folder(self):
+        "The output folder must be one that can be made and written."
+        p = there = Path(self.cfg.output_dir).absolute()
+        while not there.exists() and there != there.parent: there = there.parent
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK): raise ConfigError('output_dir', f'a folder that can be written ({there} is none)', str(p))
+
     def _check_data(self):
         if len(self.lst_data_dict) != self.num_clients: raise ConfigError('num_clients', f'{len(self.lst_data_dict)}, the length of lst_data_dict', self.num_clients)
         for i,d in enumerate(self.lst_data_dict):
             for split in ('train','test'):
                 if not isinstance(d, dict) or split not in d: raise ConfigError(f'lst_data_dict[{i}]', "a dict with 'train' and 'test'", list(d) if isinstance(d, dict) else type(d).__name__)
+                if not hasattr(d[split], '__len__'): raise ConfigError(f"lst_data_dict[{i}]['{split}']", 'a list or dataset', type(d[split]).__name__)
                 if not len(d[split]): raise ConfigError(f"lst_data_dict[{i}]['{split}']", 'at least one example', f'{len(d[split])} examples')
+                if self.task_is_text and isinstance(d[split], list):   # datasets are read when a client is first used
+                    for j,e in enumerate(d[split]): check_example(e, f'client {i}, {split} example {j}')
 
     def _make_model(self, model):
         "The live model on its device, the task that goes with it, and the row that belongs to a client."
-        if _is_text(model):
+        if self.task_is_text:
             self.tokenizer = getattr(self, 'tokenizer', None) or get_tokenizer(self.cfg)
             if model is None: model = get_model(self.cfg, self.tokenizer)
             elif not hasattr(model, 'peft_config'): model = add_lora(model, self.cfg, self.tokenizer)
@@ -82,29 +102,39 @@ class BaseServer:
         self._weights = weights
 
     def _open_store(self):
-        "The run's folder: a new one, or one that goes on with the same config."
+        "The run's folder: a new one, or one that goes on with the same settings, model, data and algorithm."
         cfg,root = self.cfg,Path(self.cfg.output_dir)
-        if not (root/'config.yaml').exists() and root.is_dir() and any(o.name.isdecimal() for o in root.iterdir()):
-            raise ConfigError('output_dir', 'a new folder or one of a run', f'{cfg.output_dir}, which has numbered folders but no config.yaml')
+        try: root.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise ConfigError('output_dir', 'a folder that can be written', f'{root} ({e.strerror})') from e
         self.store = AdapterStore(root, cfg.keep_rounds, cfg.keep_trained, self._weights)
+        self.identity = dict(server=type(self).__qualname__, client=self.client_list.client_class.__qualname__, base_model=self.live.frozen_checksum())
         if self.store.round: self._check_same_run(root)
         with self.store.locked():
-            if not self.store.round and not self._same_start(root): (root/'state.json').unlink(missing_ok=True)   # nothing was committed: begin anew
+            if not self.store.round and not self._same_start(root):
+                try: self.store.claim(self.identity, ('config.yaml','scorecard.json','generations.jsonl','timing.jsonl','curves.png'))
+                except StoreError as e: raise ConfigError('output_dir', 'a new folder or one of a run', str(e)) from e
             self.store.recover()
-            write_text(root/'config.yaml', dump_config(cfg))
             self.store.start(self.live.state(), adapter_files(self.model))
-        self.history = self.store.history()
+            write_text(root/'config.yaml', dump_config(cfg))
+        self._remember(self.store.history())
+
+    def _remember(self, history):
+        "The history, and the training data that each client had in it."
+        self.history,self._data = history,{int(i): c for r in history for i,c in r['data'].items()}
 
     def _same_start(self, root):
-        "Is this a run of the same settings and weights that was killed before its first commit?"
-        if not (self.cfg.resume and self.store.exists and (root/'config.yaml').exists()) or load_config(root/'config.yaml').diff(self.cfg): return False
-        return self.store.layout.header == self.live.layout.header and torch.equal(self.store.load_row(0), self.live.layout.pack(self.live.state()))
+        "Is this a run of the same settings that was killed before its first commit?"
+        s = self.store
+        if not (self.cfg.resume and s.layout and (root/'config.yaml').exists()) or s.identity != self.identity or load_config(root/'config.yaml').diff(self.cfg): return False
+        return s.layout.header == self.live.layout.header and torch.equal(s.load_row(0, 0), self.live.layout.pack(self.live.state()))
 
     def _check_same_run(self, root):
         "Refuse to go on with a run of other settings."
         cfg,there = self.cfg,self.store.round
         if not cfg.resume: raise ConfigError('output_dir', 'a folder without a run (or `resume: true` to go on)', cfg.output_dir)
         for k,(old,new) in load_config(root/'config.yaml').diff(cfg).items(): raise ConfigError(k, f'{old!r}, as in the run in {root} (or another `output_dir`)', new)
+        for k,new in self.identity.items():
+            if (old := self.store.identity.get(k)) != new: raise ConfigError(k, f'{old!r}, as in the run in {root} (or another `output_dir`)', new)
         if there > cfg.rounds: raise ConfigError('rounds', f'at least {there}, which the run in {root} has done', cfg.rounds)
         saved = self.store.folder(there)/'graph.npy'
         if self.alk_connection is not None and saved.exists() and not np.array_equal(np.load(saved), self.alk_connection):
@@ -118,38 +148,50 @@ class BaseServer:
 
     @property
     def latest_model_iter(self)->dict: # client -> folder of its committed state; 0 is the common start
-        return {i: self.store.latest.get(i, 0) for i in range(self.num_clients)}
+        return {i: self.store._where(i)[1] for i in range(self.num_clients)}
 
     def client_selection(self)->list: # a list of client ids for each round
         "Who takes part, for all rounds; uniform without replacement."
         return uniform_selection(self.num_clients, self.cfg.m, self.cfg.rounds, self.cfg.seed)
 
     def get_selected_client(self, ids): # yields clients
-        "The clients with these ids, each built when its turn comes."
-        for i in ids: yield self.client_list[i]
+        "The clients with these ids, each built when its turn comes; raises `ConfigError` for one whose training data isn't what it was in earlier rounds."
+        for i in ids:
+            c = self.client_list[i]
+            if self._data.get(i, c.fingerprint) != c.fingerprint:
+                raise ConfigError(f"lst_data_dict[{i}]['train']", f'the data of the run in {self.store.root} (or another `output_dir`)', 'other data')
+            c.test_data   # so that what is wrong with it is found before the client trains
+            yield c
 
-    def source(self, id:int)->int: # the client whose committed state this client is sent
-        return self.selection[self.store.round-1][0] if self.one_model and self.store.round else id
-
-    def send(self, client):
+    def send(self,
+             client, # a client of `client_list`
+            ):
         "Put the client's committed state, or the common start, into the live model: one copy, the base model isn't touched."
-        i = self.source(client.id)
-        self.live.load(self.store.load_row(i))
-        if i != client.id and self.own:
-            mine = self.store.load(client.id)
+        self.live.load(self.store.load_row(client.id))
+        if self.own and (last := self.store.latest.get(client.id, 0)):   # where it is the model that all share, buffers are still the client's
+            mine = self.store.layout.views(self.store.load_row(client.id, last))
             for n in self.own: self.live.views[n].copy_(mine[n])
 
-    def update(self, state:dict, comm_round:int, client_id:int, metrics=None):
+    def update(self,
+               state:dict,     # name -> tensor, as trained
+               comm_round:int, # t, from 0
+               client_id:int,
+               metrics=None,   # what came out of the training; JSON values
+              ):
         "Save a trained state for round `comm_round + 1`, apart from the committed ones."
         self.store.save_trained(comm_round+1, client_id, state, metrics)
 
-    def mixing_matrix(self, ids, comm_round:int)->np.ndarray: # (len(ids), len(ids))
+    def mixing_matrix(self,
+                      ids,            # the clients of the round
+                      comm_round:int, # t, from 0
+                     )->np.ndarray:   # (len(ids), len(ids)); row k says what goes into client ids[k]
         "The algorithm: which share of each trained state goes into each new one."
         return average_matrix([len(self.lst_data_dict[i]['train']) for i in ids])
 
     def aggregate(self, ids, comm_round:int)->np.ndarray: # the mixing matrix
         "W <- M W over the trained states of a round, all from the same W."
-        M = self.mixing_matrix(ids, comm_round)
+        M = np.asarray(self.mixing_matrix(ids, comm_round), dtype=np.float64)
+        if M.shape != (len(ids),len(ids)) or not np.isfinite(M).all(): raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a finite ({len(ids)}, {len(ids)}) array, got shape {M.shape}" + ('' if np.isfinite(M).all() else ' with NaN or infinity'))
         self.store.mix(ids, M, comm_round+1, self.own)
         self._save_graph(comm_round+1)
         return M
@@ -164,7 +206,11 @@ class BaseServer:
 
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
-        get_optimizer(self.cfg, [torch.nn.Parameter(torch.zeros(1))], self.cfg.lr)
+        params = [torch.nn.Parameter(torch.zeros_like(p, device='cpu')) for p in self.live.views.values() if p.is_floating_point()]
+        opt = get_optimizer(self.cfg, params, self.cfg.lr)
+        for p in params: p.grad = torch.zeros_like(p)
+        try: opt.step()
+        except (TypeError,RuntimeError,ValueError) as e: raise ConfigError('optimizer', 'one that takes a step from dense gradients alone, with arguments that go together', f'{self.cfg.optimizer} {self.cfg.optimizer_args} ({e})') from e
 
     def call(self, event:str, *args):
         for c in self.callbacks: getattr(c, event)(self, *args)
@@ -173,32 +219,41 @@ class BaseServer:
         "Run the rounds that are not done yet."
         with self.store.locked():
             self.store.recover()
-            self.history = self.store.history()
+            self._remember(self.store.history())
+            self.check()
             self.call('before_fit')
             for t in range(self.store.round, self.cfg.rounds): self.one_round(t, self.selection[t])
             self.call('after_fit')
         return self.history
 
-    def one_round(self, t:int, ids):
+    def one_round(self,
+                  t:int, # the round, from 0
+                  ids,   # the clients that take part
+                 ):
         "Train, mix and commit; clients that a killed run had trained already are not trained again."
         self.call('before_round', t, ids)
-        metrics = {i: m for i,m in self.store.trained(t+1).items() if i in ids}
+        metrics = {i: m for i,m in self.store.trained(t+1).items() if i in ids and m.get('data') == self.client_list[i].fingerprint}
         for id,state,metrics[id] in self.engine.train(self.get_selected_client([i for i in ids if i not in metrics]), t):
             self.update(state, t, id, metrics[id])
             self.call('after_client', t, id, metrics[id])
         M = self.aggregate(ids, t)
         self.call('after_mix', t, M)
         record = self.record(t, ids, metrics, M)
-        self.store.commit(t+1, ids, record)
-        self.history.append(record)
+        self.store.commit(t+1, ids, record, min(ids) if self.one_model else None)
+        self._remember([*self.history, record])
         self.call('after_round', record)
 
-    def record(self, comm_round:int, ids, metrics:dict, M:np.ndarray)->dict:
+    def record(self,
+               comm_round:int, # t, from 0
+               ids,            # the clients of the round
+               metrics:dict,   # client -> what came out of its training
+               M:np.ndarray,   # (K, K) the mixing matrix that was used
+              )->dict:
         "A round's line in the history; JSON values, and none that depends on the clock."
         pull,ids = effective_pull(M),sorted(ids)
         out = dict(round=comm_round, lr=round_lr(self.cfg, comm_round), selected=ids,
                    loss={str(i): metrics[i]['loss'] for i in ids}, mean_loss=float(np.mean([metrics[i]['loss'] for i in ids])),
-                   tokens=sum(metrics[i]['tokens'] for i in ids), pull=dict(mean=float(pull.mean()), max=float(pull.max())))
+                   tokens=sum(metrics[i].get('tokens', 0) for i in ids), data={str(i): metrics[i].get('data') for i in ids}, pull=dict(mean=float(pull.mean()), max=float(pull.max())))
         every = self.cfg.eval_every
         if every and ((comm_round+1) % every == 0 or comm_round+1 == self.cfg.rounds):
             out['test_loss'] = {str(i): self._loss_of(i, comm_round+1) for i in ids}
@@ -242,19 +297,28 @@ class BaseServer:
 
     def __repr__(self): return f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
 
-# %% ../nbs/12_servers.ipynb #93c54bd5
+# %% ../nbs/12_servers.ipynb #ee2be2a2
 class Server_mira(BaseServer):
     "MIRA: every client keeps its own adapter, and is pulled towards those of its neighbours on the graph."
     one_model = False
 
-    def __init__(self, cfg, lst_data_dict, model=None, holdout_ds=None, client_class=Client_mira, callbacks=None, **kwargs):
+    def __init__(self,
+                 cfg:FedConfig,   # as `BaseServer` takes them all
+                 lst_data_dict,
+                 model=None,
+                 holdout_ds=None,
+                 client_class=Client_mira,
+                 callbacks=None,
+                 **kwargs,        # also `graph` or `alk_connection`: a (K, K) array, or what the config's `graph` may be
+                ):
         self._A = None
         super().__init__(cfg, lst_data_dict, model, holdout_ds, client_class, callbacks, **kwargs)
 
     def init_sim_matrix(self)->np.ndarray: # (K, K)
         "The client graph: the `graph` given to the server, or the one that the config names."
         g,K = getattr(self, 'graph', self.cfg.graph),self.num_clients
-        if not isinstance(g, str): return check_graph(g, K)
+        if not isinstance(g, (str,Path)): return check_graph(g, K)
+        g = str(g)
         if g == 'random': return random_graph(K, self.cfg.seed)
         if g == 'complete': return complete_graph(K)
         if g != 'tasks': return load_graph(g, K)

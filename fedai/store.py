@@ -60,9 +60,9 @@ class Layout:
             v.copy_(t.detach())
         return row
 
-# %% ../nbs/06_store.ipynb #56daa0e0
+# %% ../nbs/06_store.ipynb #79d6e7d0
 def write_row(path:str|Path,    # the safetensors file to write
-              layout:Layout,
+              layout:Layout,    # the row's
               row:torch.Tensor, # (nbytes,) uint8
              )->str:            # the file's checksum
     "Write a row as a safetensors file; not flushed to the disk."
@@ -152,11 +152,11 @@ def _flush(paths):
         finally: os.close(fd)
     with ThreadPoolExecutor(8) as ex: list(ex.map(one, paths))
 
-# %% ../nbs/06_store.ipynb #1fabf0eb
+# %% ../nbs/06_store.ipynb #54a0e9c2
 def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
              sources:list,  # K safetensors files, the rows of W
              targets:list,  # K files to write, the rows of M W
-             layout:Layout,
+             layout:Layout, # of all of them
              own=(),        # names of tensors that each row keeps
              memory=5*2**23, # most bytes for the buffer of new rows; one of a tenth of that holds old ones
              sparse=.1,     # share of M that isn't zero below which it is multiplied as a sparse matrix
@@ -217,7 +217,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #a045aac4
+# %% ../nbs/06_store.ipynb #36464b12
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -237,22 +237,33 @@ class AdapterStore:
         self.read_state()
 
     @property
-    def exists(self)->bool: return (self.root/'state.json').is_file()
+    def exists(self)->bool:
+        "Is there a run in the folder?"
+        return (self.root/'state.json').is_file()
 
-    def folder(self, round:int)->Path: return self.root/str(int(round))
+    def folder(self,
+               round:int, # t + 1 for what round t made; 0 for the common start
+              )->Path:
+        "The folder of a round."
+        return self.root/str(int(round))
 
     def path(self,
              id:int,     # client
              round=None, # folder; None: the client's latest
              kind='local_output', # or 'trained'
             )->Path:     # the folder with the client's state
-        "Where a client's state lies; the common start for one that never took part."
-        round = self.latest.get(int(id), 0) if round is None else round
+        "Where a client's committed state lies: its own, or the one that all share; the common start for one that never took part."
+        if round is None: id,round = self._where(id)
         return self.folder(0) if round == 0 else self.folder(round)/f'{kind}_{int(id)}'
+
+    def _where(self, id):
+        "The client and folder that a client's committed state is found under."
+        own = int(id),self.latest.get(int(id), 0)
+        return self.shared if self.shared and own[1] < self.shared[1] else own
 
     def read_state(self):
         "Take up what `state.json` says."
-        self.round,self.latest,self.checksums,self.files,self._history_bytes = 0,{},{},{},0
+        self.round,self.latest,self.shared,self.checksums,self.files,self.identity,self._history_bytes = 0,{},None,{},{},{},0
         if not self.exists: return
         p = self.root/'state.json'
         try:
@@ -260,9 +271,11 @@ class AdapterStore:
             self.round,self._history_bytes,self.files = int(d['round']),int(d['history_bytes']),{str(n): str(c) for n,c in d['files'].items()}
             self.latest = {int(k): int(v) for k,v in d['latest_model_iter'].items()}
             self.checksums = {int(r): {int(i): str(c) for i,c in v.items()} for r,v in d['checksums'].items()}
-            if not all(i in self.checksums[r] for i,r in self.latest.items()) or max(self.checksums) > self.round: raise ValueError('its parts contradict each other')
+            self.identity,self.shared = dict(d['identity']),d['shared'] and (int(d['shared'][0]),int(d['shared'][1]))
+            if not all(i in self.checksums[r] for i,r in [*self.latest.items(), *([self.shared] if self.shared else [])]) or max(self.checksums, default=0) > self.round:
+                raise ValueError('its parts contradict each other')
         except (ValueError,KeyError,TypeError,AttributeError) as e: raise StoreError(f"{p}: damaged ({type(e).__name__}: {e})") from e
-        self.layout,_ = read_row(self.folder(0)/self.weights, None, self.checksums[0][0])
+        if self.checksums: self.layout,_ = read_row(self.folder(0)/self.weights, None, self.checksums[0][0])
 
     @contextmanager
     def locked(self):
@@ -274,9 +287,24 @@ class AdapterStore:
         try: yield
         finally: lock.release()
 
-    def recover(self):
-        "Back to the last commit: drop what a killed run left, but for whole states as trained. Call it within `locked`."
+    def claim(self,
+              identity=None, # what the run is made of, beside its settings: names and checksums
+              also=(),       # names of files, besides the store's own, that will be written here
+             ):
+        "Make an empty run of the folder, or begin anew in one that never committed a round; raises `StoreError` where files are in the way. Call it within `locked`."
+        taken = [] if self.exists else sorted(o.name for o in self.root.iterdir() if o.name.isdecimal() or o.name in ('history.jsonl','state.json',*also))
+        if taken: raise StoreError(f"{self.root}: no run of fedai's, and {', '.join(taken[:3])} would be overwritten there")
+        if self.round: raise StoreError(f"{self.root}: has a run with {self.round} committed rounds")
+        for o in self.root.iterdir():
+            if o.name.isdecimal(): shutil.rmtree(o)
+        self.identity = identity or {}
+        with _on_disk('state.json', 0): self._write_state(0, {}, {}, 0)
         self.read_state()
+
+    def recover(self):
+        "Back to the last commit: drop what a killed run left, but for whole states as trained. Call it within `locked`, in a folder that is a run's."
+        self.read_state()
+        if not self.exists: raise StoreError(f"{self.root}: no run of fedai's")
         history = self.root/'history.jsonl'
         size = history.stat().st_size if history.exists() else 0
         if size < self._history_bytes: raise StoreError(f"{history}: expected at least {self._history_bytes} bytes, got {size}")
@@ -288,7 +316,7 @@ class AdapterStore:
 
     def _recover_folder(self, folder):
         "Of a round that wasn't committed, keep the states whose training was finished."
-        whole = set(self.trained(int(folder.name))) if self.exists and int(folder.name) == self.round+1 else set()
+        whole = set(self.trained(int(folder.name))) if self.layout and int(folder.name) == self.round+1 else set()
         for o in folder.iterdir():
             m = re.fullmatch(r'trained_(\d+)|\.trained_(\d+)\.json', o.name)
             if not (m and int(m[1] or m[2]) in whole): shutil.rmtree(o) if o.is_dir() else o.unlink()
@@ -304,7 +332,7 @@ class AdapterStore:
               files=None, # name -> text of the files that go beside every row, such as adapter_config.json
              ):
         "Write the common start, or check that it is the one of the run that is there. Call it within `locked`."
-        if self.exists:
+        if self.layout is not None:
             if not torch.equal(self.layout.pack(state), read_row(self.folder(0)/self.weights, self.layout, self.checksums[0][0])[1]):
                 raise StoreError(f"{self.folder(0)}: this run began from other weights (another model, or other settings of it)")
             return
@@ -323,7 +351,7 @@ class AdapterStore:
                  round=None, # folder; None: the client's latest
                 )->torch.Tensor: # (nbytes,) uint8, mapped
         "A client's row, the committed one or that of a round; raises `StoreError` where it isn't what was written."
-        round = self.latest.get(int(id), 0) if round is None else round
+        if round is None: id,round = self._where(id)
         return read_row(self.path(id, round)/self.weights, self.layout, self.checksums.get(round, {}).get(int(id) if round else 0))[1]
 
     def load(self, id:int)->dict: # name -> tensor, mapped
@@ -400,6 +428,7 @@ class AdapterStore:
                round:int,   # the folder with the round's mixed states
                ids,         # clients whose states are in it
                record=None, # what goes into history.jsonl for this round; JSON values
+               shared=None, # the client whose new state is everybody's from now on, where there is one model for all
               ):
         "Make a round real, in one step, then drop what is no longer needed."
         line = (json.dumps(record or {}, allow_nan=False) + '\n').encode()
@@ -413,16 +442,17 @@ class AdapterStore:
                 f.write(line)
                 f.flush()
                 os.fsync(f.fileno())
-            self._write_state(round, {**self.latest, **{int(i): int(round) for i in ids}}, self.checksums, self._history_bytes + len(line))
+            self._write_state(round, {**self.latest, **{int(i): int(round) for i in ids}}, self.checksums, self._history_bytes + len(line), shared)
         self._prune({round, round-self.keep_rounds, *old})
 
-    def _write_state(self, round, latest, checksums, history_bytes):
+    def _write_state(self, round, latest, checksums, history_bytes, shared=None):
+        shared = None if shared is None else (int(shared), int(round))
         gone = [r for r in checksums if 0 < r <= round-self.keep_rounds]   # of these only latest states stay
         checksums = {**checksums, **{r: {i: c for i,c in checksums[r].items() if latest.get(i) == r} for r in gone}}
         checksums = {r: c for r,c in sorted(checksums.items()) if c}
-        text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, files=self.files, checksums=checksums))
+        text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, shared=shared, identity=self.identity, files=self.files, checksums=checksums))
         with atomic_file(self.root/'state.json') as f: f.write(text.encode())
-        self.round,self.latest,self.checksums,self._history_bytes = round,latest,checksums,history_bytes
+        self.round,self.latest,self.shared,self.checksums,self._history_bytes = round,latest,shared,checksums,history_bytes
 
     def _prune(self, rounds):
         "In these folders, remove trained states, and states that left the window of `keep_rounds` and are no client's latest."

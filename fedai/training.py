@@ -6,14 +6,15 @@
 __all__ = ['Prepared', 'row_tensors', 'LiveState', 'get_accelerator', 'get_device', 'answer_loss', 'TextTask', 'ModuleTask',
            'round_lr', 'get_optimizer', 'batch_indices', 'NonFiniteLoss', 'local_steps', 'adapter_files']
 
-# %% ../nbs/08_training.ipynb #28567711
+# %% ../nbs/08_training.ipynb #074d1b97
 import json, math, tempfile
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
+from xxhash import xxh3_64
 from .config import ConfigError, FedConfig
-from .data import Encoded, Prompter, by_length, encode_all, prompt_batch, train_batch
+from .data import DataError, Encoded, Prompter, by_length, encode_all, prompt_batch, train_batch
 from .metrics import task_scores, text_scores
 from .store import Layout
 from .utils import keyed_torch, rng
@@ -24,7 +25,7 @@ def _adapter(model):
     if len(model.peft_config) != 1: raise ConfigError('model', 'a PEFT model with one adapter', list(model.peft_config))
     return next(iter(model.peft_config))
 
-# %% ../nbs/08_training.ipynb #7afd8222
+# %% ../nbs/08_training.ipynb #bf9ea416
 def row_tensors(model:torch.nn.Module, # a peft.PeftModel, or any module
                )->tuple:               # (name -> live tensor, names that are buffers); names as they are saved
     "What makes up a client's row: the adapter of a PEFT model; of another module its trainable parameters and its buffers."
@@ -52,6 +53,7 @@ class LiveState:
             for n,t in tensors.items():
                 self.views[n].copy_(t)
                 t.data = self.views[n]
+        self._ptrs = {t.data_ptr() for t in self.views.values()}
 
     def load(self, row:torch.Tensor): # (nbytes,) uint8, such as `AdapterStore.load_row` gives
         "Make this the model's state: one copy."
@@ -71,8 +73,18 @@ class LiveState:
         self._adopt(into_model=False)
         return self.layout.views(self.row.to('cpu', copy=True))
 
-# %% ../nbs/08_training.ipynb #3329ea5d
-def get_accelerator(cfg:FedConfig): # an accelerate.Accelerator
+    def frozen_checksum(self)->str: # sixteen hex digits
+        "A checksum of all that does not belong to a client: a run must not go on over another base model."
+        h = xxh3_64()
+        for n,t in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if t.data_ptr() in self._ptrs: continue
+            h.update(f'{n} {t.dtype} {tuple(t.shape)}'.encode())
+            h.update(t.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
+        return h.hexdigest()
+
+# %% ../nbs/08_training.ipynb #c42431e5
+def get_accelerator(cfg:FedConfig, # its `device` and `mixed_precision`
+                   ): # an accelerate.Accelerator
     "accelerate as the config says, also when an earlier run in this process said otherwise."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -102,7 +114,7 @@ def answer_loss(model,      # a causal language model, with or without peft
     finally: hook.remove()
     return F.cross_entropy(logits[0].float(), labels[keep], reduction='sum'),int(keep.sum())
 
-# %% ../nbs/08_training.ipynb #817d9950
+# %% ../nbs/08_training.ipynb #4d7a82a8
 Prepared = namedtuple('Prepared', 'examples items dropped cut') # examples kept; what batches are made of; how many were dropped, how many had their prompt cut
 
 class TextTask:
@@ -110,6 +122,7 @@ class TextTask:
     def __init__(self, cfg:FedConfig, tokenizer):
         self.cfg,self.tokenizer = cfg,tokenizer
         self.prompter = Prompter(tokenizer, cfg.template, cfg.system_prompt, cfg.max_length)
+        self.pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id   # masked by length, so any will do
 
     def prepare(self,
                 examples, # dicts, or a dataset of them
@@ -119,7 +132,12 @@ class TextTask:
         kept,enc,dropped = encode_all(self.prompter, examples, where, self.cfg.on_long)
         return Prepared(kept, enc, dropped, sum(e.cut > 0 for e in enc))
 
-    def batch(self, items, device): return {k: v.to(device) for k,v in train_batch(items, self.tokenizer.pad_token_id).items()}
+    def fingerprint(self, data:Prepared)->str: # sixteen hex digits
+        "A checksum of the tokens of all examples."
+        return xxh3_64(json.dumps([[e.prompt, e.answer] for e in data.items]).encode()).hexdigest()
+
+    def batch(self, items, device)->dict: # `train_batch` on the device
+        return {k: v.to(device) for k,v in train_batch(items, self.pad).items()}
 
     def size(self, batch)->int: return int(batch['attention_mask'].sum())
 
@@ -135,15 +153,24 @@ class TextTask:
         return total/count
 
     @torch.no_grad()
-    def generate(self, model, data:Prepared, device)->list: # a string for each example
-        "Greedy answers, batched by length of the prompt."
-        out,tok = [None]*len(data.items),self.tokenizer
-        ends = model.generation_config.eos_token_id
-        ends = sorted({tok.eos_token_id, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
-        for idx in by_length([len(e.prompt) for e in data.items], self.cfg.eval_batch_size):
-            b = {k: v.to(device) for k,v in prompt_batch([data.items[i] for i in idx], tok.pad_token_id).items()}
-            ids = model.generate(**b, max_new_tokens=self.cfg.max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None, pad_token_id=tok.pad_token_id, eos_token_id=ends)
-            for i,text in zip(idx, tok.batch_decode(ids[:,b['input_ids'].shape[1]:], skip_special_tokens=True)): out[i] = text.strip()
+    def generate(self,
+                 model,         # a causal language model, with or without peft
+                 data:Prepared, # whose prompts
+                 device,
+                )->list:        # a string for each example
+        "Greedy answers, batched by length of the prompt; what the model's own generation config says beside where to stop is left out."
+        from transformers import GenerationConfig
+        base = model.get_base_model() if hasattr(model, 'get_base_model') else model
+        own,out = base.generation_config,[None]*len(data.items)
+        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        base.generation_config = GenerationConfig(do_sample=False, max_new_tokens=self.cfg.max_new_tokens, pad_token_id=self.pad,
+                                                  eos_token_id=sorted({self.tokenizer.eos_token_id, *(e for e in ends if e is not None)}))
+        try:
+            for idx in by_length([len(e.prompt) for e in data.items], self.cfg.eval_batch_size):
+                b = {k: v.to(device) for k,v in prompt_batch([data.items[i] for i in idx], self.pad).items()}
+                ids = base.generate(**b)[:,b['input_ids'].shape[1]:]
+                for i,text in zip(idx, self.tokenizer.batch_decode(ids, skip_special_tokens=True)): out[i] = text.strip()
+        finally: base.generation_config = own
         return out
 
     def scores(self, examples, answers)->dict:
@@ -167,7 +194,15 @@ class ModuleTask:
                 ):
         self.cfg,self.criterion = cfg,criterion
 
-    def prepare(self, examples, where:str)->Prepared: return Prepared(examples, examples, 0, 0)
+    def prepare(self,
+                examples,  # a dataset or list of (input, target)
+                where:str, # whose they are, for errors
+               )->Prepared:
+        "The examples as they are; raises `DataError` where the first is no pair."
+        if not isinstance(examples[0], (tuple,list)) or len(examples[0]) != 2: raise DataError(f"{where} example 0: expected a pair (input, target), got {type(examples[0]).__name__}")
+        return Prepared(examples, examples, 0, 0)
+
+    def fingerprint(self, data:Prepared)->str: return f'{len(data.items)} examples'   # their contents may be random views
 
     def batch(self, items, device):
         return [o.to(device) for o in torch.utils.data.default_collate([tuple(i) for i in items])]
@@ -197,41 +232,46 @@ class ModuleTask:
         if classes: out['accuracy'] = right/len(data.items)
         return out,None
 
-# %% ../nbs/08_training.ipynb #78c3f52c
-def round_lr(cfg:FedConfig, comm_round:int)->float:
+# %% ../nbs/08_training.ipynb #9694dd40
+def round_lr(cfg:FedConfig,  # its `lr`, `lr_schedule` and `rounds`
+             comm_round:int, # t, from 0
+            )->float:
     "The learning rate of a round: constant, or falling to a tenth in the last one, on a line or on half a cosine."
     x = comm_round/max(1, cfg.rounds-1)
     factor = dict(constant=1., linear=1 - .9*x, cosine=.1 + .45*(1 + math.cos(math.pi*x)))[cfg.lr_schedule]
     return cfg.lr*factor
 
-def get_optimizer(cfg:FedConfig, params, lr:float): # a fresh torch optimiser
+def get_optimizer(cfg:FedConfig, # its `optimizer` and `optimizer_args`
+                  params,        # a list of parameters
+                  lr:float,
+                 ): # a fresh torch optimiser
     "The optimiser that the config names, over `params`."
     cls = getattr(torch.optim, cfg.optimizer, None)
     if not isinstance(cls, type) or not issubclass(cls, torch.optim.Optimizer) or cls is torch.optim.Optimizer:
         known = sorted(n for n,o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer) and o is not torch.optim.Optimizer)
         raise ConfigError('optimizer', 'one of ' + ', '.join(known), cfg.optimizer)
     try: return cls(params, lr=lr, **cfg.optimizer_args)
-    except (TypeError,ValueError) as e: raise ConfigError('optimizer_args', f'arguments of torch.optim.{cfg.optimizer}', f'{cfg.optimizer_args} ({e})') from e
+    except (TypeError,ValueError,RuntimeError) as e: raise ConfigError('optimizer_args', f'arguments of torch.optim.{cfg.optimizer}', f'{cfg.optimizer_args} ({e})') from e
 
 def batch_indices(n:int,          # examples
                   batch_size:int, # examples in a step
-                  steps:int,
-                  gen:np.random.Generator,
+                  steps:int,      # optimiser steps in the round
+                  gen:np.random.Generator, # of this client and round
                  )->np.ndarray:   # (steps, batch_size)
     "Indices for each step; all examples come once, in random order, before any comes again."
     need = steps*batch_size
     return np.concatenate([gen.permutation(n) for _ in range(-(-need//n))])[:need].reshape(steps, batch_size)
 
-# %% ../nbs/08_training.ipynb #3c5dd08b
+# %% ../nbs/08_training.ipynb #6f9b8ce9
 class NonFiniteLoss(RuntimeError):
     "A loss or gradient that is NaN or infinite: names client, round and step."
 
 def local_steps(model,          # the live model, holding the client's state
                 task,           # `TextTask` or `ModuleTask`
                 items,          # the client's prepared training items
-                cfg:FedConfig,
+                cfg:FedConfig,  # its settings of local training and `seed`
                 comm_round:int, # t, from 0
-                client_id:int,
+                client_id:int,  # keys the draws, and is named in errors
                 penalty=None,   # called without arguments; a term added to each step's loss, or None
                )->dict:         # loss: mean over the steps; tokens trained on
     "`cfg.local_step` optimiser steps on a client's own data; raises `NonFiniteLoss`."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np, torch
 
-# %% ../nbs/01_utils.ipynb #2e5ff8c5
+# %% ../nbs/01_utils.ipynb #872b00b8
 def key_seed(seed:int, # the run's seed
              *key,     # purpose, then round, client, ...: numbers or text
             )->int:    # a number in [0, 2**63)
@@ -22,21 +22,25 @@ def key_seed(seed:int, # the run's seed
     text = json.dumps([int(seed), *(k if isinstance(k, str) else int(k) for k in key)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') >> 1
 
-def rng(seed:int, *key)->np.random.Generator:
+def rng(seed:int, # the run's seed
+        *key,     # purpose, then round, client, ...: numbers or text
+       )->np.random.Generator:
     "A numpy generator for this purpose alone."
     return np.random.default_rng(key_seed(seed, *key))
 
-# %% ../nbs/01_utils.ipynb #13b7ee5d
+# %% ../nbs/01_utils.ipynb #9470bba3
 @contextmanager
-def keyed_torch(seed:int, *key):
+def keyed_torch(seed:int, # the run's seed
+                *key,     # purpose, then round, client, ...: numbers or text
+               ):
     "Within the block, torch's global generators give the draws of this purpose; afterwards they are as they were."
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(key_seed(seed, *key))
         yield
 
-# %% ../nbs/01_utils.ipynb #df247851
-def sync_dir(path:str|Path):
+# %% ../nbs/01_utils.ipynb #5dfdef36
+def sync_dir(path:str|Path): # a folder
     "Flush a folder's entries to the disk, so that a rename in it survives a power cut."
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
@@ -58,11 +62,15 @@ def atomic_file(path:str|Path): # yields a binary file; what is written to it be
         raise
     sync_dir(path.parent)
 
-def write_text(path:str|Path, text:str):
+def write_text(path:str|Path, # a file in a folder that exists
+               text:str,      # written as UTF-8
+              ):
     "Replace the file `path` by `text`, all or nothing."
     with atomic_file(path) as f: f.write(text.encode())
 
-def write_json(path:str|Path, obj):
+def write_json(path:str|Path, # a file in a folder that exists
+               obj,           # JSON values
+              ):
     "Replace the file `path` by `obj` as JSON, all or nothing; raises `ValueError` for NaN or infinity, which JSON doesn't have."
     write_text(path, json.dumps(obj, indent=1, allow_nan=False) + '\n')
 

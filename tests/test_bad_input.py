@@ -8,7 +8,8 @@ from fedai.config import ConfigError, FedConfig, load_config
 from fedai.data import DataError
 from fedai.models import get_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
-from fedai.store import StoreError
+from fedai.store import AdapterStore, StoreError
+from fedai.tracking import Callback
 from fedai.training import NonFiniteLoss
 
 @pytest.mark.parametrize('fields,message', [
@@ -81,9 +82,16 @@ def test_unreadable_gguf(make_cfg, tmp_path):
 def test_a_bad_example_is_named(make_cfg, bad, message):
     data = client_data(4)
     data[2]['train'][5] = bad
+    cfg = make_cfg()
+    with pytest.raises(DataError, match=f'client 2, train example 5: {message}'): Server_mira(cfg, data, callbacks=[]).fit()
+    assert not Path(cfg.output_dir).exists() or AdapterStore(cfg.output_dir).round == 0
+
+def test_a_test_example_that_does_not_fit_is_found_before_its_client_trains(make_cfg):
+    data = client_data(4)
+    data[0]['test'][1] = dict(instruction='x', output='y'*600)
     s = Server_mira(make_cfg(), data, callbacks=[])
-    with pytest.raises(DataError, match=f'client 2, train example 5: {message}'): s.fit()
-    assert s.store.round == 0
+    with pytest.raises(DataError, match='client 0, test example 1: the answer has 601 tokens'): s.fit()
+    assert s.store.round == 0 and not s.store.trained(1)
 
 def test_too_long_is_dropped_when_asked_and_counted(make_cfg):
     data = client_data(4)
@@ -91,21 +99,22 @@ def test_too_long_is_dropped_when_asked_and_counted(make_cfg):
     data[1]['train'] = [dict(instruction='x', output='y'*600)]
     s = Server_mira(make_cfg(on_long='drop', m=.1, rounds=1), data, callbacks=[])
     with pytest.warns(UserWarning, match='client 2, train: 1 examples dropped and 0 prompts cut'): assert s.client_list[2].train_data.dropped == 1
-    with pytest.raises(ValueError, match='client 1: none of its 1 train examples fits'): s.client_list[1].train_data
+    with pytest.raises(DataError, match='client 1: none of its 1 train examples fits'): s.client_list[1].train_data
 
 def test_a_loss_that_breaks_stops_the_run_by_name(make_cfg):
     class Breaks(Client_mira):
-        round = None
+        round,broken = None,True
         def train(self, comm_round):
             self.round = comm_round
             return super().train(comm_round)
         def penalty(self):
             steps = iter(range(100))
-            return lambda: torch.tensor(float('inf') if (self.id,self.round,next(steps)) == (2,1,1) else 0.)
+            return lambda: torch.tensor(float('inf') if (self.id,self.round,next(steps)) == (2,1,1) and self.broken else 0.)
     s = Server_mira(make_cfg(rounds=3), client_data(4), None, None, Breaks, callbacks=[])
     with pytest.raises(NonFiniteLoss, match='client 2, round 1, step 1: the loss is inf'): s.fit()
     assert s.store.round == 1 and len(s.store.history()) == 1
-    again = Server_mira(s.cfg, client_data(4), callbacks=[])
+    Breaks.broken = False
+    again = Server_mira(s.cfg, client_data(4), None, None, Breaks, callbacks=[])
     assert again.store.round == 1 and list(again.store.trained(2)) == [0,1]   # their training was finished
     assert len(again.fit()) == 3
 
@@ -116,13 +125,83 @@ def test_folder_of_another_run(make_cfg, tmp_path):
     for change,message in ((dict(lr=.5), '`lr`: expected 0.001, as in the run in'), (dict(seed=3), '`seed`: expected 0'), (dict(r=2), '`r`: expected 4'), (dict(resume=False), '`output_dir`: expected a folder without a run')):
         with pytest.raises(ConfigError, match=message): Server_mira(cfg.replace(**change), client_data(4), callbacks=[])
     other = get_model(cfg.replace(seed=9))
-    with pytest.raises(StoreError, match='began from other weights'): Server_mira(cfg, client_data(4), other, callbacks=[])
-    assert {o: o.read_bytes() for o in Path(cfg.output_dir).rglob('*') if o.is_file()} == before
+    with pytest.raises(StoreError, match='began from other weights'): Server_mira(cfg.replace(rounds=9), client_data(4), other, callbacks=[])
+    base = get_model(cfg)
+    with torch.no_grad(): base.get_base_model().model.layers[0].mlp.up_proj.weight.add_(1)
+    with pytest.raises(ConfigError, match='`base_model`: expected .*, as in the run'): Server_mira(cfg, client_data(4), base, callbacks=[])
+    with pytest.raises(ConfigError, match="`server`: expected 'Server_mira', as in the run in .* got 'BaseServer'"): BaseServer(cfg, client_data(4), callbacks=[])
+    class Other(Client_mira): pass
+    with pytest.raises(ConfigError, match="`client`: expected 'Client_mira'"): Server_mira(cfg, client_data(4), None, None, Other, callbacks=[])
+    data = client_data(4)
+    data[1]['train'] = sums(9)
+    s = Server_mira(cfg.replace(rounds=2), data, callbacks=[])
+    with pytest.raises(ConfigError, match=r"`lst_data_dict\[1\]\['train'\]`: expected the data of the run in"): s.fit()
+    now = {o: o.read_bytes() for o in Path(cfg.output_dir).rglob('*') if o.is_file()}
+    for o in before: assert o.name == 'config.yaml' or now[o] == before[o]
     mine = tmp_path/'mine'
     (mine/'7').mkdir(parents=True)
     (mine/'7'/'thesis.txt').write_text('all my work')
     with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'): Server_mira(make_cfg(output_dir=str(mine)), client_data(4), callbacks=[])
     assert (mine/'7'/'thesis.txt').read_text() == 'all my work'
+
+@pytest.mark.parametrize('name', ['config.yaml','history.jsonl','0','3','scorecard.json'])
+def test_files_of_somebody_else_are_never_touched(make_cfg, tmp_path, name):
+    p = tmp_path/'mine'/name
+    p.parent.mkdir()
+    if name.isdecimal():
+        p.mkdir()
+        p = p/'thesis.txt'
+    p.write_text('all my work')
+    with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'): Server_mira(make_cfg(output_dir=str(tmp_path/'mine')), client_data(4), callbacks=[])
+    assert p.read_text() == 'all my work'
+    assert {o.name for o in (tmp_path/'mine').iterdir()} == {'.lock', name}
+
+def test_changed_data_is_trained_on_after_a_stop_in_the_first_round(make_cfg):
+    a,b = make_cfg(rounds=1),make_cfg(rounds=1)
+    data = client_data(4)
+    class Stop(Callback):
+        def after_client(self, server, comm_round, id, metrics): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): Server_mira(a, data, callbacks=[Stop()]).fit()
+    data[0]['train'] = sums(9)
+    s,fresh = [Server_mira(c, data, callbacks=[]) for c in (a,b)]
+    assert list(s.store.trained(1)) == [0]
+    assert s.fit() == fresh.fit()
+
+@pytest.mark.parametrize('name,args', [('LBFGS',{}), ('SparseAdam',{}), ('AdamW',dict(fused=True, foreach=True)), ('Adam',dict(betas=[2,2]))])
+def test_optimisers_that_cannot_take_part(make_cfg, name, args):
+    with pytest.raises(ConfigError, match='`optimizer'): Server_mira(make_cfg(optimizer=name, optimizer_args=args), client_data(4), callbacks=[])
+
+@pytest.mark.parametrize('name', sorted(n for n,o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer) and n not in ('Optimizer','LBFGS','SparseAdam')))
+def test_every_other_optimiser_of_torch_does(make_cfg, name):
+    s = Server_mira(make_cfg(optimizer=name, rounds=1, num_clients=1, local_step=1), client_data(1), callbacks=[])
+    assert np.isfinite(s.fit()[0]['mean_loss'])
+
+def test_an_output_folder_that_cannot_be(make_cfg, tmp_path):
+    (tmp_path/'file').write_text('')
+    for p in (tmp_path/'file', tmp_path/'file'/'x', Path('/proc/x')):
+        with pytest.raises(ConfigError, match='`output_dir`: expected a folder that can be written'): Server_mira(make_cfg(output_dir=str(p)), client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match='`output_dir`: expected the name of a folder'): make_cfg(output_dir=' ')
+
+@pytest.mark.parametrize('kw,message', [(dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"), (dict(send=3), '`send`: expected an attribute'), (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
+def test_arguments_of_the_server(make_cfg, kw, message):
+    with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(), client_data(4), callbacks=[], **kw)
+    with pytest.raises(ConfigError, match='`cfg`: expected a FedConfig'): Server_mira(dict(lr=1), client_data(4))
+    with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected a list or dataset"): Server_mira(make_cfg(), [{'train': iter(sums(0)), 'test': sums(0)}]*4, callbacks=[])
+
+@pytest.mark.parametrize('M,message', [(np.full((4,4), np.nan), 'with NaN or infinity'), (np.eye(3), r'got shape \(3, 3\)')])
+def test_a_mixing_matrix_that_is_none(make_cfg, M, message):
+    class Server(Server_mira):
+        def mixing_matrix(self, ids, comm_round): return M if hasattr(self, 'store') else super().mixing_matrix(ids, comm_round)
+        def check(self): pass
+    s = Server(make_cfg(), client_data(4), callbacks=[])
+    with pytest.raises(ValueError, match=r'Server.mixing_matrix: expected a finite \(4, 4\) array.*' + message): s.fit()
+    assert s.store.round == 0 and not list(Path(s.cfg.output_dir).rglob('local_output_*'))
+
+def test_a_tokenizer_without_a_pad_token_pads_by_length(make_cfg):
+    cfg,a,b = make_cfg(rounds=1),get_tokenizer(make_cfg()),get_tokenizer(make_cfg())
+    b.pad_token = None
+    x,y = [Server_mira(make_cfg(rounds=1), client_data(4), callbacks=[], tokenizer=t) for t in (a,b)]
+    assert x.fit()[0]['loss'] == y.fit()[0]['loss']
 
 def test_a_damaged_state_is_found_at_load(make_cfg):
     cfg = make_cfg(rounds=1)

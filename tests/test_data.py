@@ -1,21 +1,21 @@
 "Prompts and masks with real tokenizers."
-import json, pytest, torch
+import json, pytest, string, torch
 from hypothesis import given, settings, strategies as st
-from fedai.config import FedConfig
-from fedai.data import DataError, Prompter, by_length, is_test, pad_batch, train_batch
+from fedai.config import ConfigError, FedConfig
+from fedai.data import DataError, Prompter, by_length, pad_batch, split_by_question, train_batch
 from fedai.models import get_tokenizer
 
 TINY = get_tokenizer(FedConfig(model='tiny'))
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(min_size=1, max_size=80).filter(str.strip), st.text(min_size=1, max_size=30).filter(str.strip), st.integers(8, 120))
+@given(st.text(string.printable, min_size=1, max_size=80).filter(str.strip), st.text(string.printable, min_size=1, max_size=30).filter(str.strip), st.integers(8, 120))
 def test_an_answer_is_whole_or_refused(instruction, output, max_length):
     "Whatever the lengths: the answer and its end are there in full, or the example is refused; nothing is longer than allowed."
     whole = TINY(output, add_special_tokens=False).input_ids
     try: e = Prompter(TINY, max_length=max_length).encode(dict(instruction=instruction, output=output))
     except DataError as err:
         assert 'max_length' in str(err)
-        assert len(whole) + 1 + 3 > max_length   # 3: the template's marks
+        assert len(whole) + 1 + 3 >= max_length   # 3: the template's marks; then there is no room for a question
         return
     assert len(e) <= max_length
     if TINY.eos_token_id not in whole: assert e.answer == whole + [TINY.eos_token_id]
@@ -55,8 +55,27 @@ def test_buckets_hold_each_item_once(lengths, size):
     b = by_length(lengths, size)
     assert sorted(i for x in b for i in x) == list(range(len(lengths))) and all(len(x) <= size for x in b)
 
-def test_a_split_by_content_does_not_move():
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from('abcdefgh'), st.sampled_from('xyz')), max_size=30), st.floats(.05, .9), st.integers(0, 5))
+def test_no_question_is_on_both_sides_and_nothing_is_lost(pairs, share, seed):
+    exs = [dict(instruction=i, output=o) for i,o in pairs]
+    d = split_by_question(exs, share, seed)
+    q = {k: {e['instruction'] for e in v} for k,v in d.items()}
+    assert not q['train'] & q['test'] and len(d['train']) + len(d['test']) == len(exs)
+    if len({i for i,_ in pairs}) > 1: assert d['train'] and d['test']
+
+def test_a_split_does_not_move_when_data_is_added():
     exs = [dict(instruction=f'{i}', output='x') for i in range(500)]
-    side = {e['instruction']: is_test(e, .2) for e in exs}
-    assert 60 < sum(side.values()) < 140
-    assert all(is_test(e, .2) == side[e['instruction']] for e in exs[::-1][:250])
+    test = {e['instruction'] for e in split_by_question(exs, .2)['test']}
+    assert 60 < len(test) < 140
+    assert {e['instruction'] for e in split_by_question(exs[250:][::-1], .2)['test']} == {i for i in test if int(i) >= 250}
+
+def test_an_answer_with_the_end_token_in_it_is_refused():
+    with pytest.raises(DataError, match="client 1, train example 3: `output` contains the end-of-sequence token '<|end|>'".replace('|', r'\|')):
+        Prompter(TINY).encode(dict(instruction='x', output='a<|end|>b'), 'client 1, train example 3')
+
+def test_a_template_that_refuses_a_system_message_is_named():
+    tok = get_tokenizer(FedConfig(model='tiny'))
+    tok.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}{{ messages[0]['content'] }}"
+    Prompter(tok)
+    with pytest.raises(ConfigError, match='`system_prompt`: expected what the tokenizer'): Prompter(tok, system_prompt='Be brief.')

@@ -92,6 +92,7 @@ def test_same_seed_same_bits_other_seed_other_bits(make_cfg):
 def test_order_of_clients_in_a_round_gives_the_same(make_cfg):
     class Backwards(Server_mira):
         def client_selection(self): return [ids[::-1] for ids in super().client_selection()]
+    Backwards.__qualname__ = 'Server_mira'   # or the folders would differ in the name
     a,b = make_cfg(rounds=3, m=.75),make_cfg(rounds=3, m=.75)
     run(a)
     run(b, cls=Backwards)
@@ -178,7 +179,7 @@ def test_ten_thousand_clients_cost_nothing_until_used(make_cfg):
     s = BaseServer(cfg, [one]*10_000, callbacks=[])
     assert len(s.client_list) == 10_000 and not s.client_list.alive
     s.fit()
-    assert len(s.client_list.alive) == 1 and sum(v > 0 for v in s.latest_model_iter.values()) == len({i for ids in s.selection for i in ids})
+    assert len(s.client_list.alive) == 1 and len(s.store.latest) == len({i for ids in s.selection for i in ids})
 
 def test_a_dataset_is_as_good_as_a_list(make_cfg):
     from datasets import Dataset
@@ -194,7 +195,8 @@ def test_one_model_is_what_fedavg_sends_and_tests(make_cfg):
     s = run(cfg, cls=BaseServer)
     for c in s.client_list:
         s.send(c)
-        assert torch.equal(s.live.row, s.store.load_row(s.selection[-1][0]))
+        assert torch.equal(s.live.row, s.store.load_row(s.selection[-1][0])) and s.latest_model_iter[c.id] == 3
+        assert torch.equal(s.live.row, s.store.load_row(c.id)) and weights(s.store.path(c.id))
 
 def test_embeddings_of_new_tokens_are_trained_saved_and_mixed(make_cfg):
     cfg = make_cfg(num_clients=2, keep_trained=True, rounds=1)
