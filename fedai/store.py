@@ -99,7 +99,7 @@ def read_row(path:str|Path, # a safetensors file
         if h.hexdigest() != checksum: raise StoreError(f"{path}: altered since it was written (checksum {h.hexdigest()}, expected {checksum})")
     return layout,row
 
-# %% ../nbs/06_store.ipynb #809c6999
+# %% ../nbs/06_store.ipynb #90414b51
 def _segments(layout, own):
     "Runs of neighbouring tensors of one dtype that are all mixed or all kept: [dtype, start, end, mixed]."
     out = []
@@ -123,9 +123,9 @@ class _Files:
 
     def _do(self, k, f):
         if self.keep:
-            if k not in self.fds: self.fds[k] = os.open(self.paths[k], self.flags)
+            if k not in self.fds: self.fds[k] = os.open(self.paths[k], self.flags, 0o644)
             return f(self.fds[k])
-        fd = os.open(self.paths[k], self.flags)
+        fd = os.open(self.paths[k], self.flags, 0o644)
         try: return f(fd)
         finally: os.close(fd)
 
@@ -152,10 +152,10 @@ def _flush(paths):
         finally: os.close(fd)
     with ThreadPoolExecutor(8) as ex: list(ex.map(one, paths))
 
-# %% ../nbs/06_store.ipynb #54a0e9c2
+# %% ../nbs/06_store.ipynb #cc283745
 def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
              sources:list,  # K safetensors files, the rows of W
-             targets:list,  # K files to write, the rows of M W
+             targets:list,  # K files to write, the rows of M W; they must not be there yet
              layout:Layout, # of all of them
              own=(),        # names of tensors that each row keeps
              memory=5*2**23, # most bytes for the buffer of new rows; one of a tenth of that holds old ones
@@ -177,13 +177,12 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
             warnings.filterwarnings('ignore', message='Sparse CSR tensor support')
             R = R.to_sparse_csr()
     hashes = {k: xxh3_64(layout.header) for k in todo}
-    for k in todo:
-        with open(targets[k], 'wb') as f: f.write(layout.header)
-    old,new = _Files(sources, os.O_RDONLY),_Files(targets, os.O_WRONLY)
+    old,new = _Files(sources, os.O_RDONLY),_Files(targets, os.O_WRONLY|os.O_CREAT)
     def put(k, at, buf):
         new.write(k, at, buf)
         hashes[k].update(buf)
     try:
+        for k in todo: new.write(k, 0, layout.header)
         for dt,a,b,mix in segments:
             if not mix:
                 buf = np.empty(min(b-a, memory), dtype=np.uint8)
