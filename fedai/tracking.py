@@ -56,7 +56,7 @@ class Progress(Callback):
 
     def after_fit(self, server): self.bar.close()
 
-# %% ../nbs/11_tracking.ipynb #22851e8f
+# %% ../nbs/11_tracking.ipynb #25e0f1fe
 def plot_run(history,     # the records of a run's rounds
              A=None,      # (K, K) client graph, or None
              tasks=None,  # K task names, or None
@@ -78,7 +78,7 @@ def plot_run(history,     # the records of a run's rounds
             ax.plot(*zip(*at), color=colours[name], lw=1, alpha=.8, marker='.', ms=4, label=None if name in seen else name)
             seen.add(name)
         ax.plot([r['round']+1 for r in rows], [r[m] for r in rows], color='black', lw=2.5, label='mean')
-        ax.set(xlabel='round', title=title, ylim=(0,None))
+        ax.set(xlabel='round', title=title, ylim=(0, 1.05*max(v for r in rows for v in r[k].values())))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=.3)
         if len(names) <= 10: ax.legend(fontsize=8)
