@@ -152,7 +152,7 @@ def _flush(paths):
         finally: os.close(fd)
     with ThreadPoolExecutor(8) as ex: list(ex.map(one, paths))
 
-# %% ../nbs/06_store.ipynb #cc283745
+# %% ../nbs/06_store.ipynb #d0b77837
 def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
              sources:list,  # K safetensors files, the rows of W
              targets:list,  # K files to write, the rows of M W; they must not be there yet
@@ -170,7 +170,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
     for k in sorted(set(range(K)) - set(kept)): first[k] = same.setdefault(M[k].tobytes() if all(s[3] for s in segments) else k, k)
     todo = [k for k,j in first.items() if j == k]
     if not todo: return {}
-    used = np.flatnonzero((M[todo] != 0).any(0)).tolist()
+    used = np.flatnonzero((M[todo] != 0).any(0)).tolist() or todo[:1]   # rows of zeros need no old row, but a width
     R = torch.from_numpy(np.ascontiguousarray(M[np.ix_(todo, used)]))
     if np.count_nonzero(R) < sparse*R.numel():
         with warnings.catch_warnings():

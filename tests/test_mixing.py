@@ -37,7 +37,7 @@ def problems(draw):
     states = [{f't{i}': torch.randn(s, generator=gen).to(dtype) for i,s in enumerate(shapes)} | {'count': torch.tensor([k])} for k in range(K)]
     return M,states,draw(st.sets(st.sampled_from([f't{i}' for i in range(len(shapes))]))),draw(st.integers(1, 2000)),draw(st.sampled_from([0,.1,2]))
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(problems())
 def test_any_matrix_equals_float64(problem):
     M,states,own,memory,sparse = problem
@@ -66,6 +66,10 @@ def test_all_rows_come_from_the_same_old_rows():
     "With a swap, updating one after another would give two equal rows."
     new = mixed(np.array([[0,1],[1,0]]), [{'w': torch.zeros(3)}, {'w': torch.ones(3)}])
     assert new[0]['w'].eq(1).all() and new[1]['w'].eq(0).all()
+
+def test_a_row_of_zeros():
+    new = mixed(np.zeros((2,2)), [{'w': torch.ones(3)}]*2)
+    assert new[0]['w'].eq(0).all() and new[1]['w'].eq(0).all()
 
 def test_order_of_ids_does_not_matter(tmp_path):
     ids,g = [5,0,9,3],torch.Generator().manual_seed(0)
