@@ -99,7 +99,7 @@ def read_row(path:str|Path, # a safetensors file
         if h.hexdigest() != checksum: raise StoreError(f"{path}: altered since it was written (checksum {h.hexdigest()}, expected {checksum})")
     return layout,row
 
-# %% ../nbs/06_store.ipynb #90414b51
+# %% ../nbs/06_store.ipynb #67dc11bc
 def _segments(layout, own):
     "Runs of neighbouring tensors of one dtype that are all mixed or all kept: [dtype, start, end, mixed]."
     out = []
@@ -129,9 +129,12 @@ class _Files:
         try: return f(fd)
         finally: os.close(fd)
 
-    def read(self, k, at, buf):
-        "Fill `buf` from file `k` at offset `at`."
-        if self._do(k, lambda fd: os.preadv(fd, [buf], at)) != len(buf): raise StoreError(f"{self.paths[k]}: cut short while it was read")
+    def read(self, ks, at, bufs):
+        "Fill row by row of `bufs` from the files `ks` at offset `at`."
+        n,preadv = bufs.shape[1],os.preadv
+        for k,buf in zip(ks, bufs):
+            fd = self.fds.get(k)
+            if (self._do(k, lambda fd: preadv(fd, [buf], at)) if fd is None else preadv(fd, [buf], at)) != n: raise StoreError(f"{self.paths[k]}: cut short while it was read")
 
     def write(self, k, at, buf):
         "Write all of `buf` into file `k` at offset `at`."
@@ -152,7 +155,7 @@ def _flush(paths):
         finally: os.close(fd)
     with ThreadPoolExecutor(8) as ex: list(ex.map(one, paths))
 
-# %% ../nbs/06_store.ipynb #d0b77837
+# %% ../nbs/06_store.ipynb #2267d415
 def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
              sources:list,  # K safetensors files, the rows of W
              targets:list,  # K files to write, the rows of M W; they must not be there yet
@@ -189,7 +192,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
                 for k in todo:
                     for lo in range(a, b, len(buf)):
                         part = buf[:min(len(buf), b-lo)]
-                        old.read(k, start+lo, part)
+                        old.read([k], start+lo, part[None])
                         put(k, start+lo, part)
                 continue
             acc,size = torch.float64 if dt == torch.float64 else torch.float32,dt.itemsize
@@ -204,7 +207,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
                 y = Y[:m*w].view(m,w)
                 for j in range(0, w, piece):
                     c = min(piece, w-j)
-                    for i,l in enumerate(used): old.read(l, start+lo+j*size, bytes_in[i*c*size:(i+1)*c*size])
+                    old.read(used, start+lo+j*size, bytes_in[:n*c*size].reshape(n, c*size))
                     x = X[:n*c].view(n,c).to(acc)
                     if dt == acc and Rm.layout == torch.strided: torch.mm(Rm, x, out=y[:,j:j+c])
                     else: y[:,j:j+c] = Rm @ x
