@@ -106,10 +106,11 @@ def once(what, size, K, folder):
     if r.returncode: sys.exit(f'{what}, {size}, K={K}: {r.stderr[-2000:]}')
     return json.loads(r.stdout)
 
-def row(size, K, repeats, folder):
+def row(size, K, repeats, folder, most):
     nbytes = sum(a*b for _,(a,b) in shapes(size))*4
     loop = K <= 50
     need = K*nbytes*(3 if loop else 2)
+    if K*nbytes > most*2**30: return None
     if need > .8*shutil.disk_usage(folder).free or K*nbytes*2 > .8*os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES'): return None
     d = Path(tempfile.mkdtemp(dir=folder))
     try:
@@ -133,6 +134,7 @@ def main():
     ap.add_argument('--sizes', default='smollm2,7b')
     ap.add_argument('--clients', default='10,50,200,1000')
     ap.add_argument('--repeats', type=int, default=5)
+    ap.add_argument('--most', type=float, default=2, help='GiB that all rows together may have')
     ap.add_argument('--folder', default=tempfile.gettempdir(), help='a folder on the disk to measure')
     ap.add_argument('--out', help='a file for the table; standard output when not given')
     ap.add_argument('--measure', nargs=4, help=argparse.SUPPRESS)
@@ -142,8 +144,8 @@ def main():
     lines = ['| ' + ' | '.join(HEAD) + ' |', '|' + '---|'*len(HEAD)]
     for size in a.sizes.split(','):
         for K in map(int, a.clients.split(',')):
-            r = row(size, K, a.repeats, a.folder)
-            lines.append('| ' + ' | '.join(map(str, r)) + ' |' if r else f'| {size} | {K} | not measured: more than this disk or the page cache holds |')
+            r = row(size, K, a.repeats, a.folder, a.most)
+            lines.append('| ' + ' | '.join(map(str, r)) + ' |' if r else f'| {size} | {K} | not measured: more than `--most`, or than the disk or the page cache holds |')
             print(lines[-1], flush=True)
     text = f"""Seconds, median of {a.repeats}; {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}. smollm2: r=8 on q and v of 30 layers, P = 460,800; 7b: r=16 on q and v of 32 layers, P = 8,388,608.
 * measured for some clients and scaled to all.
