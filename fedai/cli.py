@@ -12,14 +12,14 @@ from pathlib import Path
 from . import __version__
 from .config import ConfigError, FedConfig, field_help, load_config, near, yaml_value
 
-# %% ../nbs/17_cli.ipynb #98c87053
+# %% ../nbs/17_cli.ipynb #0263707c
 def _add_fields(parser):
     "An option for each field of `FedConfig`, in groups."
     groups = {}
     for name,(group,kind,default,text) in field_help().items():
         g = groups.setdefault(group, parser.add_argument_group(group))
         shown = 'none' if default is None else default
-        g.add_argument(f'--{name}', metavar=kind.split()[-1].upper(), default=argparse.SUPPRESS, help=f'{text} [{shown}]'.replace('%', '%%'))
+        g.add_argument(f'--{name}', metavar='TRUE|FALSE' if kind == 'true or false' else kind.split(' or ')[0].split()[-1].upper(), default=argparse.SUPPRESS, help=f'{text} [{shown}]'.replace('%', '%%'))
 
 def _overrides(args):
     "The fields given on the command line, as values."
