@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #36464b12
+# %% ../nbs/06_store.ipynb #6c2eecea
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -235,7 +235,6 @@ class AdapterStore:
                  weights='adapter_model.safetensors', # name of the file with the row
                 ):
         self.root,self.keep_rounds,self.keep_trained,self.weights = Path(root),keep_rounds,keep_trained,weights
-        self.layout = None
         self.read_state()
 
     @property
@@ -265,7 +264,7 @@ class AdapterStore:
 
     def read_state(self):
         "Take up what `state.json` says."
-        self.round,self.latest,self.shared,self.checksums,self.files,self.identity,self._history_bytes = 0,{},None,{},{},{},0
+        self.layout,self.round,self.latest,self.shared,self.checksums,self.files,self.identity,self._history_bytes = None,0,{},None,{},{},{},0
         if not self.exists: return
         p = self.root/'state.json'
         try:
@@ -299,7 +298,7 @@ class AdapterStore:
         if self.round: raise StoreError(f"{self.root}: has a run with {self.round} committed rounds")
         for o in self.root.iterdir():
             if o.name.isdecimal(): shutil.rmtree(o)
-        self.identity = identity or {}
+        self.identity,self.files = identity or {},{}
         with _on_disk('state.json', 0): self._write_state(0, {}, {}, 0)
         self.read_state()
 

@@ -7,7 +7,7 @@ Each killed run is killed once more while it goes on, then finished, and must eq
 """
 import os, sys
 os.environ['HF_HUB_OFFLINE'] = '1'
-import builtins, json, random, shutil, signal, time, warnings
+import builtins, json, random, shutil, signal, time, traceback, warnings
 from pathlib import Path
 import torch
 from conftest import client_data
@@ -52,7 +52,10 @@ def child(root, kill_at=None, after=None):
             run(root)
             os.write(w, str(count[0]).encode())
             code = 0
-        finally: os._exit(code)
+        except Exception: traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
     os.close(w)
     if after is not None:
         time.sleep(after)
