@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #5fd56f2e
+# %% ../nbs/12_servers.ipynb #76a6ef80
 import json, os, warnings
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from .graphs import average_matrix, check_graph, complete_graph, effective_pull,
 from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
 from .selection import uniform_selection
-from .store import AdapterStore, StoreError
+from .store import AdapterStore, StoreError, _link
 from .tracking import Progress
 from .training import LiveState, ModuleTask, TextTask, adapter_files, get_device, get_optimizer, round_lr
 from .utils import LazyList, atomic_file, write_json, write_text
@@ -28,7 +28,7 @@ from .utils import LazyList, atomic_file, write_json, write_text
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
 
-# %% ../nbs/12_servers.ipynb #0f3cbfab
+# %% ../nbs/12_servers.ipynb #954afb7f
 class BaseServer:
     "Federated training; every client leaves a round with the average of those selected, weighted by their examples."
     one_model = True       # do all clients have the newest average, also those not selected, or each a state of its own?
@@ -116,11 +116,13 @@ class BaseServer:
             self.store.recover()
             self.store.start(self.live.state(), adapter_files(self.model))
             write_text(root/'config.yaml', dump_config(cfg))
-        self._remember(self.store.history())
+        self._remember(self.store.history(), anew=True)
 
-    def _remember(self, history):
-        "The history, and the training data that each client had in it."
-        self.history,self._data = history,{int(i): c for r in history for i,c in r['data'].items()}
+    def _remember(self, records, anew=False):
+        "Add rounds to the history, and keep which training data each client had in them."
+        if anew: self.history,self._data = [],{}
+        self.history += records
+        self._data.update({int(i): c for r in records for i,c in r['data'].items()})
 
     def _same_start(self, root):
         "Is this a run of the same settings that was killed before its first commit?"
@@ -200,7 +202,7 @@ class BaseServer:
         if self.alk_connection is None: return
         new,old = self.store.folder(round)/'graph.npy',self.store.folder(round-1)/'graph.npy'
         new.unlink(missing_ok=True)
-        if old.exists() and np.array_equal(np.load(old), self.alk_connection): os.link(old, new)
+        if old.exists() and np.array_equal(np.load(old), self.alk_connection): _link(old, new)
         else:
             with atomic_file(new) as f: np.save(f, self.alk_connection)
 
@@ -219,7 +221,7 @@ class BaseServer:
         "Run the rounds that are not done yet."
         with self.store.locked():
             self.store.recover()
-            self._remember(self.store.history())
+            self._remember(self.store.history(), anew=True)
             self.check()
             self.call('before_fit')
             for t in range(self.store.round, self.cfg.rounds): self.one_round(t, self.selection[t])
@@ -240,7 +242,7 @@ class BaseServer:
         self.call('after_mix', t, M)
         record = self.record(t, ids, metrics, M)
         self.store.commit(t+1, ids, record, min(ids) if self.one_model else None)
-        self._remember([*self.history, record])
+        self._remember([record])
         self.call('after_round', record)
 
     def record(self,

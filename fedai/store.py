@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StoreError', 'Layout', 'write_row', 'read_row', 'mix_rows', 'AdapterStore', 'load_old_state']
 
-# %% ../nbs/06_store.ipynb #72c7c5f0
+# %% ../nbs/06_store.ipynb #735576bf
 import json, os, re, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ import numpy as np, torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save as to_safetensors
 from xxhash import xxh3_64
-from .utils import atomic_file, sync_dir, write_json
+from .utils import write_text
 
 # %% ../nbs/06_store.ipynb #0b36f44f
 class StoreError(RuntimeError):
@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #6c2eecea
+# %% ../nbs/06_store.ipynb #181110dc
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -452,7 +452,7 @@ class AdapterStore:
         checksums = {**checksums, **{r: {i: c for i,c in checksums[r].items() if latest.get(i) == r} for r in gone}}
         checksums = {r: c for r,c in sorted(checksums.items()) if c}
         text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, shared=shared, identity=self.identity, files=self.files, checksums=checksums))
-        with atomic_file(self.root/'state.json') as f: f.write(text.encode())
+        write_text(self.root/'state.json', text)
         self.round,self.latest,self.shared,self.checksums,self._history_bytes = round,latest,shared,checksums,history_bytes
 
     def _prune(self, rounds):
