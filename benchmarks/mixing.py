@@ -5,7 +5,8 @@
 Every measurement is a process of its own, so that its peak memory is its own; the alternatives take turns, and the median of the repeats is given. The page cache is warm.
 
 copy        the same bytes read and written in user space through a buffer of 1 MiB, file by file
-product     the K x K matrix times the same number of columns, in memory, block by block: what no mixing can do without
+product     the K x K matrix times the K x P rows, which lie in memory, into memory that was used before: what no mixing can do without
+            (of more than 1 GiB of rows, that much is measured and scaled)
 mix         `fedai.store.mix_rows`, which makes the checksums too
 ... +flush  the same, and every file flushed to the disk
 load all    every file loaded, one product per tensor, every file saved with safetensors
@@ -46,6 +47,7 @@ def measure(what, size, K, folder):
     Mt = torch.from_numpy(M.astype(np.float32))
     for _ in range(2): torch.mm(Mt, torch.ones(K, 4096))   # thread pools are made once in a server's life
     mix_rows(np.eye(1), src[:1], [Path(folder)/'dst'/'warm'], layout)
+    if what == 'product': X,Y = (torch.ones(K, min(P, 2**28//K)) for _ in range(2))
     def peak(): return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])/1024
     with open('/proc/self/clear_refs', 'w') as f: f.write('5')   # begin counting the peak here
     before,began = peak(),time.perf_counter()
@@ -57,8 +59,8 @@ def measure(what, size, K, folder):
             os.close(i)
             os.close(o)
     elif what == 'product':
-        X,Y = torch.ones(K, 4096),torch.empty(K, 4096)
-        for _ in range(-(-P//4096)): torch.mm(Mt, X, out=Y)
+        torch.mm(Mt, X, out=Y)
+        scale = P/X.shape[1]
     elif what in ('mix','mix+flush','sparse','identity'): mix_rows(M, src, dst, layout)
     elif what == 'load all':
         W = [load_file(p) for p in src]
@@ -115,7 +117,7 @@ def row(size, K, repeats, folder, most):
     d = Path(tempfile.mkdtemp(dir=folder))
     try:
         make(size, K, d, loop)
-        whats = ['copy','product','mix','copy+flush','mix+flush','sparse','identity'] + (['load all'] if K <= 200 else [])
+        whats = ['copy','product','mix','copy+flush','mix+flush','sparse','identity'] + (['load all'] if K*nbytes*4 < os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') else [])
         got = {w: [] for w in whats}
         for _ in range(repeats):
             for w in whats: got[w].append(once(w, size, K, d))

@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __version__
 from .config import ConfigError, FedConfig, field_help, load_config, near, yaml_value
 
-# %% ../nbs/17_cli.ipynb #0263707c
+# %% ../nbs/17_cli.ipynb #1b18292b
 def _add_fields(parser):
     "An option for each field of `FedConfig`, in groups."
     groups = {}
@@ -29,7 +29,7 @@ def _overrides(args):
         "Text stays as it was typed, unless it says null, or a list where a list may stand."
         if kinds[k] == 'text': return text
         v = yaml_value(text)
-        return v if 'text' not in kinds[k] or v is None or isinstance(v, list) and 'list' in kinds[k] else text
+        return v if 'text' not in kinds[k] or v is None or isinstance(v, list) and 'list' in kinds[k] or isinstance(v, int) and 'integer' in kinds[k] else text
     return {k: value(k, v) for k,v in given.items()}
 
 # %% ../nbs/17_cli.ipynb #505eb810

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['BaseClient', 'Client_mira']
 
-# %% ../nbs/09_clients.ipynb #570cc1db
+# %% ../nbs/09_clients.ipynb #56798e53
 import warnings
 from functools import cached_property
 
 from .data import DataError
-from .training import Prepared, local_steps
+from .training import Job, Prepared, local_steps
 
-# %% ../nbs/09_clients.ipynb #2b291205
+# %% ../nbs/09_clients.ipynb #6c434af7
 class BaseClient:
     "A client that trains the model it is sent on its own data."
     def __init__(self,
-                 server, # has cfg, task, model, lst_data_dict
+                 server, # has cfg, task, live, lst_data_dict
                  id:int, # 0 to K-1: the client's place in `lst_data_dict`
                 ):
         self.server,self.id,self.cfg = server,id,server.cfg
@@ -46,23 +46,37 @@ class BaseClient:
         "A checksum of the training data: a run must not go on over other data."
         return self.server.task.fingerprint(self.train_data)
 
-    def penalty(self):
+    def penalty(self,
+                sent:dict, # name -> tensor: the state that the client was sent
+               ):          # called with the client's tensors by name, at each step
         "A function whose value is added to each step's loss, or `None`: what FedProx and its like override."
         return None
 
-    def train(self, comm_round:int)->dict: # loss, tokens, examples, and what was dropped or cut
-        "Train the live model, which holds this client's state, for one round."
+    def job(self,
+            rows, # `LiveState` or a stack that holds this client's state
+            k=0,  # as its k-th row
+           )->Job:
+        "What there is to train."
+        return Job(self.id, self.train_data.items, self.cfg, self.penalty({n: t.detach().clone() for n,t in rows.named(k).items()}))
+
+    def report(self,
+               out:dict, # what `local_steps` says of this client
+              )->dict:   # loss, tokens, examples, and what was dropped or cut
+        "What a round's training came to."
         d = self.train_data
-        out = local_steps(self.server.model, self.server.task, d.items, self.cfg, comm_round, self.id, self.penalty())
         return dict(out, examples=len(d.items), dropped=d.dropped, cut=d.cut, data=self.fingerprint)
+
+    def train(self, comm_round:int)->dict: # as `report` gives
+        "Train the live model, which holds this client's state, for one round. A class that overrides this trains one by one."
+        return self.report(local_steps(self.server.live, self.server.task, [self.job(self.server.live)], comm_round)[0])
 
     def loss(self)->float: # mean test loss
         "Mean loss of the live model on this client's test data."
-        return self.server.task.mean_loss(self.server.model.eval(), self.test_data, self.server.device)
+        return self.server.task.mean_losses(self.server.live, {0: self.test_data})[0]
 
     def evaluate(self)->tuple: # (metrics, answers)
         "Test the live model on this client's test data."
-        return self.server.task.evaluate(self.server.model.eval(), self.test_data, self.server.device)
+        return self.server.task.evaluate(self.server.live, {0: self.test_data})[0]
 
     def __repr__(self):
         d = self.server.lst_data_dict[self.id]

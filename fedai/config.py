@@ -77,7 +77,7 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #cee39ff9
+# %% ../nbs/00_config.ipynb #588f460c
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -85,12 +85,21 @@ class FedConfig:
     output_dir:str = opt('runs/default', 'run', result=False) # folder of the run: config, states, history, scorecard
     seed:int = opt(0, 'run', lo=0) # keys every random draw, together with its purpose, round and client
     resume:bool = opt(True, 'run', result=False) # continue a run found in `output_dir`; `false` refuses a folder that has one
-    engine:str = opt('sequential', 'run', choices=('sequential',), result=False) # how a round's clients are trained
+    engine:str = opt('auto', 'run', choices=('auto','batched','sequential'), result=False) # how a round's clients are trained: many in one batch, or one after another; 'auto': in one batch where that can be
+    clients_per_batch:int|str = opt('auto', 'run', lo=1, result=False) # clients trained and tested together; 'auto': up to 32, as many as fit in the memory
+    memory_gb:float|None = opt(None, 'run', above=0, result=False) # memory for activations and client states, in GB; nothing: half of the machine's, or four fifths of what the model leaves of a GPU
     device:str = opt('auto', 'run') # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps': where the model lives
     mixed_precision:str = opt('no', 'run', choices=('no','bf16')) # dtype of the forward pass in training, under autocast; adapters and tests stay as they are
     keep_rounds:int = opt(2, 'run', lo=1, result=False) # committed rounds kept on disk; each client's latest state always is
     keep_trained:bool = opt(False, 'run', result=False) # keep the states as trained, before mixing, too
     max_alive:int = opt(64, 'run', lo=1, result=False) # client objects in memory at once; the least recently used go first
+
+    gradient_checkpointing:bool = opt(False, 'run', result=False) # keep each layer's input only, and compute the layer again in the backward pass: less memory, about a third slower
+    offload_activations:bool = opt(False, 'run', result=False) # keep activations in the machine's memory instead of the GPU's, or in a file where there is no GPU: less memory, slower
+    cache_prefix:bool = opt(True, 'run', result=False) # keep the hidden states below the first adapted layer, which never change; of use with `adapt_layers: last:n`
+    prefix_memory_gb:float = opt(2., 'run', lo=0, result=False) # most of them in memory, in GB
+    prefix_disk_gb:float = opt(8., 'run', lo=0, result=False) # most of them in a temporary file, in GB
+    prefix_dtype:str = opt('same', 'run', choices=('same','bfloat16','float16')) # what they are kept in: 'same' is exact
 
     # federation
     num_clients:int = opt(8, 'federation', lo=1) # clients in the federation, K
@@ -152,6 +161,7 @@ class FedConfig:
         if not self.output_dir.strip(): raise ConfigError('output_dir', 'the name of a folder', self.output_dir)
         if isinstance(self.adapt_layers, str) and not re.fullmatch(r'all|last:[1-9]\d*', self.adapt_layers):
             raise ConfigError('adapt_layers', "'all', 'last:n' or a list of layer numbers", self.adapt_layers)
+        if isinstance(self.clients_per_batch, str) and self.clients_per_batch != 'auto': raise ConfigError('clients_per_batch', "'auto' or a number", self.clients_per_batch)
         if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?', self.device):
             raise ConfigError('device', "'auto', 'cpu', 'cuda', 'cuda:1' or the like", self.device)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #76a6ef80
+# %% ../nbs/12_servers.ipynb #72ba8e44
 import json, os, warnings
 from functools import cached_property
 from pathlib import Path
@@ -16,19 +16,21 @@ from .clients import BaseClient, Client_mira
 from .config import ConfigError, FedConfig, dump_config, load_config, near
 from .data import check_example, commonest_answer
 from .engines import get_engine
+from .lm import Prefix, decoder_layers
 from .graphs import average_matrix, check_graph, complete_graph, effective_pull, load_graph, max_degree, mira_matrix, random_graph, task_graph
 from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
 from .selection import uniform_selection
 from .store import AdapterStore, StoreError, _link
 from .tracking import Progress
-from .training import LiveState, ModuleTask, TextTask, adapter_files, get_device, get_optimizer, round_lr
+from .rows import LiveState, adapter_files
+from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
 from .utils import LazyList, atomic_file, write_json, write_text
 
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
 
-# %% ../nbs/12_servers.ipynb #954afb7f
+# %% ../nbs/12_servers.ipynb #6653f2b5
 class BaseServer:
     "Federated training; every client leaves a round with the average of those selected, weighted by their examples."
     one_model = True       # do all clients have the newest average, also those not selected, or each a state of its own?
@@ -98,6 +100,9 @@ class BaseServer:
             self.task,weights = ModuleTask(self.cfg, criterion),'model.safetensors'
         self.model = model.to(self.device)
         self.live = LiveState(self.model)
+        cfg = self.cfg
+        if self.task_is_text and cfg.cache_prefix and decoder_layers(self.model)[1]:
+            self.task.prefix = Prefix(self.model, cfg.prefix_memory_gb, cfg.prefix_disk_gb, None if cfg.prefix_dtype == 'same' else getattr(torch, cfg.prefix_dtype))
         self.own = self.live.buffers if self.cfg.buffers == 'own' else set()
         self._weights = weights
 
@@ -169,10 +174,17 @@ class BaseServer:
              client, # a client of `client_list`
             ):
         "Put the client's committed state, or the common start, into the live model: one copy, the base model isn't touched."
-        self.live.load(self.store.load_row(client.id))
+        self.live.load(self.row_of(client))
+
+    def row_of(self,
+               client,         # a client of `client_list`
+              )->torch.Tensor: # (nbytes,) uint8
+        "A client's committed state, or the common start."
+        row = self.store.load_row(client.id)
         if self.own and (last := self.store.latest.get(client.id, 0)):   # where it is the model that all share, buffers are still the client's
-            mine = self.store.layout.views(self.store.load_row(client.id, last))
-            for n in self.own: self.live.views[n].copy_(mine[n])
+            row,mine = row.clone(),self.store.layout.views(self.store.load_row(client.id, last))
+            for n in self.own: self.store.layout.views(row)[n].copy_(mine[n])
+        return row
 
     def update(self,
                state:dict,     # name -> tensor, as trained
@@ -232,12 +244,14 @@ class BaseServer:
                   t:int, # the round, from 0
                   ids,   # the clients that take part
                  ):
-        "Train, mix and commit; clients that a killed run had trained already are not trained again."
+        "Train, mix and commit; groups of clients that a killed run had trained already are not trained again."
         self.call('before_round', t, ids)
         metrics = {i: m for i,m in self.store.trained(t+1).items() if i in ids and m.get('data') == self.client_list[i].fingerprint}
-        for id,state,metrics[id] in self.engine.train(self.get_selected_client([i for i in ids if i not in metrics]), t):
-            self.update(state, t, id, metrics[id])
-            self.call('after_client', t, id, metrics[id])
+        for group in self.engine.groups(ids):
+            if all(i in metrics for i in group): continue
+            for id,state,metrics[id] in self.engine.train(self.get_selected_client(group), t):
+                self.update(state, t, id, metrics[id])
+                self.call('after_client', t, id, metrics[id])
         M = self.aggregate(ids, t)
         self.call('after_mix', t, M)
         record = self.record(t, ids, metrics, M)
@@ -258,33 +272,27 @@ class BaseServer:
                    tokens=sum(metrics[i].get('tokens', 0) for i in ids), data={str(i): metrics[i].get('data') for i in ids}, pull=dict(mean=float(pull.mean()), max=float(pull.max())))
         every = self.cfg.eval_every
         if every and ((comm_round+1) % every == 0 or comm_round+1 == self.cfg.rounds):
-            out['test_loss'] = {str(i): self._loss_of(i, comm_round+1) for i in ids}
+            tested = self.engine.test((self.client_list[i] for i in ids), lambda c: self.store.load_row(c.id, comm_round+1), scores=False)
+            out['test_loss'] = {str(c.id): m['loss'] for c,m,_ in tested}
             out['mean_test_loss'] = float(np.mean(list(out['test_loss'].values())))
         if self.holdout is not None:
             w = average_matrix([len(self.lst_data_dict[i]['train']) for i in ids])[0]
             self.live.load(self.store.mean_row(ids, w, comm_round+1))
-            out['holdout_loss'] = self.task.mean_loss(self.model.eval(), self.holdout, self.device)
+            out['holdout_loss'] = self.task.mean_losses(self.live, {0: self.holdout})[0]
         return out
-
-    def _loss_of(self, id, round):
-        self.live.load(self.store.load_row(id, round))
-        return self.client_list[id].loss()
 
     def test(self,
              baselines=False, # also score the common start and the commonest training answer
             )->dict:          # client -> its metrics
         "Test each client with its own adapter, the common start where it has none; writes `scorecard.json` and `generations.jsonl`."
         clients,base,commonest,said = {},{},{},[]
-        by_data = {}   # clients that share a test set share the base model's scores
-        for c in tqdm(self.client_list, desc='test', unit='client', leave=False, disable=None):
-            data = self.lst_data_dict[c.id]
-            if baselines:
-                if (key := id(data['test'])) not in by_data:
-                    self.live.load(self.store.load_row(c.id, 0))
-                    by_data[key] = c.evaluate()[0]
-                base[str(c.id)] = by_data[key]
-            self.send(c)
-            clients[str(c.id)],answers = c.evaluate()
+        if baselines:
+            first = {}   # clients that share a test set share the base model's scores
+            for i,d in enumerate(self.lst_data_dict): first.setdefault(id(d['test']), i)
+            start = {c.id: m for c,m,_ in self.engine.test((self.client_list[i] for i in first.values()), lambda c: self.store.load_row(c.id, 0))}
+            base = {str(i): start[first[id(d['test'])]] for i,d in enumerate(self.lst_data_dict)}
+        for c,m,answers in tqdm(self.engine.test(self.client_list, self.row_of), total=self.num_clients, desc='test', unit='client', leave=False, disable=None):
+            clients[str(c.id)],data = m,self.lst_data_dict[c.id]
             if answers is None: continue
             exs = c.test_data.examples
             said += [dict(client=c.id, task=e.get('task'), instruction=e['instruction'], input=e.get('input') or '', output=e['output'], generated=a) for e,a in zip(exs, answers)]

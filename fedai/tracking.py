@@ -23,7 +23,7 @@ class Callback:
     def after_round(self, server, record): pass
     def after_fit(self, server): pass
 
-# %% ../nbs/11_tracking.ipynb #29ee2d19
+# %% ../nbs/11_tracking.ipynb #03514d30
 class Progress(Callback):
     "A progress bar, a line a round, and `timing.jsonl`."
     def __init__(self, out=None): # file for the lines; standard output when not given
@@ -41,16 +41,17 @@ class Progress(Callback):
         else: self.bar.write(text, file=self.out or sys.stdout)
 
     def before_round(self, server, comm_round, ids):
-        self.tokens,self.started = 0,time.perf_counter()
+        self.tokens,self.padded,self.started = 0,0,time.perf_counter()
         self.bar.set_description(f'round {comm_round+1}/{server.cfg.rounds}')
 
     def after_client(self, server, comm_round, id, metrics):
         self.tokens += metrics.get('tokens', 0)
+        self.padded += metrics.get('padded', 0)
         self.bar.update()
 
     def after_round(self, server, record):
         s = time.perf_counter() - self.started
-        with open(server.store.root/'timing.jsonl', 'a') as f: f.write(json.dumps(dict(round=record['round'], seconds=round(s, 3), tokens=self.tokens, per_second=round(self.tokens/s))) + '\n')
+        with open(server.store.root/'timing.jsonl', 'a') as f: f.write(json.dumps(dict(round=record['round'], seconds=round(s, 3), tokens=self.tokens, per_second=round(self.tokens/s), padding=round(1 - self.tokens/max(1, self.padded, self.tokens), 3))) + '\n')
         extra = ''.join(f'  {name} {record[k]:.3f}' for k,name in (('mean_test_loss','test loss'),('holdout_loss','holdout loss')) if k in record)
         self.line(f"round {record['round']+1}/{server.cfg.rounds}  {len(record['selected'])} clients  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s")
 

@@ -28,16 +28,30 @@ def rng(seed:int, # the run's seed
     "A numpy generator for this purpose alone."
     return np.random.default_rng(key_seed(seed, *key))
 
-# %% ../nbs/01_utils.ipynb #9470bba3
-@contextmanager
-def keyed_torch(seed:int, # the run's seed
-                *key,     # purpose, then round, client, ...: numbers or text
-               ):
-    "Within the block, torch's global generators give the draws of this purpose; afterwards they are as they were."
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key_seed(seed, *key))
-        yield
+# %% ../nbs/01_utils.ipynb #f6d349e4
+class keyed_torch:
+    "A context in which torch's global generators give the draws of this purpose, going on where the last block with it ended; afterwards they are as they were."
+    def __init__(self,
+                 seed:int, # the run's seed
+                 *key,     # purpose, then round, client, ...: numbers or text
+                ):
+        self.state = None
+        self.seed = key_seed(seed, *key)
+
+    def _get(self): return torch.get_rng_state(),torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def _set(self, state):
+        torch.set_rng_state(state[0])
+        if state[1] is not None: torch.cuda.set_rng_state(state[1])
+
+    def __enter__(self):
+        self.outer = self._get()
+        if self.state is None: torch.manual_seed(self.seed)
+        else: self._set(self.state)
+
+    def __exit__(self, *args):
+        self.state = self._get()
+        self._set(self.outer)
 
 # %% ../nbs/01_utils.ipynb #5dfdef36
 def sync_dir(path:str|Path): # a folder

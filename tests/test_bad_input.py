@@ -26,7 +26,7 @@ from fedai.training import NonFiniteLoss
     (dict(coupling=1.5), "`coupling`: expected at most 1, got 1.5"),
     (dict(lambda_=.1, coupling=.1), "`coupling`: expected nothing beside `lambda_`"),
     (dict(grad_clip=float('inf')), "`grad_clip`: expected a finite number, got inf"),
-    (dict(engine='batch'), "`engine`: expected one of 'sequential'"),
+    (dict(engine='batch'), "`engine`: expected one of 'auto', 'batched', 'sequential'"),
     (dict(device='gpu'), "`device`: expected 'auto', 'cpu', 'cuda'"),
     (dict(adapt_layers='first:2'), "`adapt_layers`: expected 'all', 'last:n'"),
     (dict(tasks=['gcd']), r"`tasks`: expected a mapping, got \['gcd'\]"),
@@ -107,9 +107,9 @@ def test_a_loss_that_breaks_stops_the_run_by_name(make_cfg):
         def train(self, comm_round):
             self.round = comm_round
             return super().train(comm_round)
-        def penalty(self):
+        def penalty(self, sent):
             steps = iter(range(100))
-            return lambda: torch.tensor(float('inf') if (self.id,self.round,next(steps)) == (2,1,1) and self.broken else 0.)
+            return lambda named: torch.tensor(float('inf') if (self.id,self.round,next(steps)) == (2,1,1) and self.broken else 0.)
     s = Server_mira(make_cfg(rounds=3), client_data(4), None, None, Breaks, callbacks=[])
     with pytest.raises(NonFiniteLoss, match='client 2, round 1, step 1: the loss is inf'): s.fit()
     assert s.store.round == 1 and len(s.store.history()) == 1

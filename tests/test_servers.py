@@ -171,7 +171,7 @@ def test_holdout_is_the_loss_of_the_weighted_mean(make_cfg):
     s = run(cfg, holdout_ds=hold)
     a,b = s.store.load(0),s.store.load(1)
     s.live.load(s.live.layout.pack({n: (a[n] + b[n])/2 for n in a}))
-    assert np.isclose(s.history[0]['holdout_loss'], s.task.mean_loss(s.model.eval(), s.task.prepare(hold, ''), 'cpu'), atol=1e-5)
+    assert np.isclose(s.history[0]['holdout_loss'], s.task.mean_losses(s.live, {0: s.task.prepare(hold, '')})[0], atol=1e-5)
 
 def test_ten_thousand_clients_cost_nothing_until_used(make_cfg):
     one = client_data(1)[0]

@@ -4,7 +4,8 @@ from peft import LoraConfig, get_peft_model
 from conftest import sums
 from fedai.data import train_batch
 from fedai.models import get_base_model, get_model, get_tokenizer
-from fedai.training import LiveState, TextTask, batch_indices, local_steps
+from fedai.rows import LiveState
+from fedai.training import Job, TextTask, batch_indices, local_steps
 from fedai.utils import rng
 
 def plain(cfg, tok, state, items, t, k):
@@ -36,7 +37,7 @@ def test_local_steps_equal_plain_peft(make_cfg, kw):
         for n,v in live.views.items(): v.add_(.01*torch.randn(v.shape, generator=torch.Generator().manual_seed(len(n))))
     state = live.state()
     want,loss = plain(cfg, tok, state, items, 2, 1)
-    r = local_steps(model, task, items, cfg, 2, 1)
+    r, = local_steps(live, task, [Job(1, items, cfg)], 2)
     got = live.state()
     assert np.isclose(r['loss'], loss, rtol=1e-5)
     for n in got:
@@ -48,8 +49,9 @@ def test_bf16_autocast_trains(make_cfg):
     model = get_model(cfg)
     task = TextTask(cfg, get_tokenizer(cfg))
     items = task.prepare(sums(0), '').items
-    first = local_steps(model, task, items, cfg.replace(local_step=1), 0, 0)['loss']
-    assert local_steps(model, task, items, cfg, 0, 0)['loss'] < first
+    live = LiveState(model)
+    first = local_steps(live, task, [Job(0, items, cfg.replace(local_step=1))], 0)[0]['loss']
+    assert local_steps(live, task, [Job(0, items, cfg)], 0)[0]['loss'] < first
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 def test_conv1d_models_work(make_cfg):
