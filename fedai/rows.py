@@ -6,12 +6,12 @@
 __all__ = ['row_tensors', 'LiveState', 'stack_reason', 'LoraStack', 'Draws', 'keyed_dropout', 'ModuleStack', 'module_reason',
            'adapter_files']
 
-# %% ../nbs/07a_rows.ipynb #f951bdf3
+# %% ../nbs/07a_rows.ipynb #16544b99
 import json, tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import torch
+import numpy as np, torch
 from xxhash import xxh3_64
 from .config import ConfigError
 from .store import Layout
@@ -80,7 +80,7 @@ class LiveState:
             h.update(t.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
         return h.hexdigest()
 
-# %% ../nbs/07a_rows.ipynb #e0bde5f2
+# %% ../nbs/07a_rows.ipynb #bf5c009d
 def row_tensors(model:torch.nn.Module, # a peft.PeftModel, or any module
                )->tuple:               # (name -> live tensor, names that are buffers); names as they are saved
     "What makes up a client's row: the adapter of a PEFT model; of another module its trainable parameters and its buffers."
@@ -133,7 +133,9 @@ class LiveState:
         self._adopt(into_model=False)
         return self.layout.views(self.row.to('cpu', copy=True))
 
-    def route(self, owners): return nullcontext()   # all sequences are this client's
+    def route(self, owners, lengths=None): return nullcontext()   # all sequences are this client's
+
+    def narrowed(self, at): return nullcontext()
 
     def params(self, k=0, flat=True)->list: # what an optimiser steps
         "The trainable parameters, as the model has them."
@@ -146,6 +148,12 @@ class LiveState:
     def zero_grad(self):
         for p in self.tensors.values(): p.grad = None
 
+    def clip(self,
+             limits, # largest gradient norm, one; infinity for none
+            )->list: # its norm before
+        "Scale the gradient down to the limit."
+        return [torch.nn.utils.clip_grad_norm_(self.params(), limits[0]).item()]
+
     def frozen_checksum(self)->str: # sixteen hex digits
         "A checksum of all that does not belong to a client: a run must not go on over another base model."
         h = xxh3_64()
@@ -155,7 +163,7 @@ class LiveState:
             h.update(t.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
         return h.hexdigest()
 
-# %% ../nbs/07a_rows.ipynb #3958fff7
+# %% ../nbs/07a_rows.ipynb #5d4fc79c
 class _Stack:
     "K rows and their gradients, each in one buffer."
     def __init__(self, live, K):
@@ -164,6 +172,8 @@ class _Stack:
         self.rows = torch.zeros(K, width, dtype=torch.uint8, device=live.row.device)
         self.grads = torch.zeros_like(self.rows)
         self.stacked = {n: self._leaf(slice(None), n) for n in live.layout.tensors}
+        dts = {o[0] for o in live.layout.tensors.values()}
+        self._even = next(iter(dts)) if len(dts) == 1 and not live.buffers else None   # the dtype of whole rows, where they have one and are trained whole
 
     def _view(self, data, k, n):
         dt,shape,a,b = self.layout.tensors[n]
@@ -193,11 +203,9 @@ class _Stack:
                flat=True, # one long vector where that can be, for an optimiser that treats every number alike
               )->list:    # tensors with their gradients
         "What an optimiser steps for the k-th row."
-        dts = {self.layout.tensors[n][0] for n in self.layout.tensors}
-        if not flat or len(dts) > 1 or self.live.buffers: return list(self.named(k).values())
-        dt, = dts
-        p = self.rows[k,:self.layout.nbytes].view(dt).detach().requires_grad_()
-        p.grad = self.grads[k,:self.layout.nbytes].view(dt)
+        if not flat or not self._even: return list(self.named(k).values())
+        p = self.rows[k,:self.layout.nbytes].view(self._even).detach().requires_grad_()
+        p.grad = self.grads[k,:self.layout.nbytes].view(self._even)
         return [p]
 
     def named(self, k:int)->dict: # name -> tensor
@@ -205,6 +213,18 @@ class _Stack:
         return {n: self._leaf(k, n) for n in self.live.tensors}
 
     def zero_grad(self): self.grads.zero_()
+
+    def clip(self,
+             limits, # largest gradient norm of each row that has one; infinity for none
+            )->list: # their norms before
+        "Scale each row's gradient down to its limit, as `torch.nn.utils.clip_grad_norm_` does."
+        parts = [self.stacked[n].grad[:len(limits)].flatten(1) for n in self.live.tensors]
+        if self._even: parts = [self.grads.view(self._even)[:len(limits)]]
+        norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in parts]).square().sum(0).sqrt()
+        scale = (torch.tensor(limits, device=norms.device)/(norms + 1e-6)).clamp(max=1.)
+        if (scale < 1).any():
+            for g in parts: g.mul_(scale[:,None])
+        return norms.tolist()
 
 # %% ../nbs/07a_rows.ipynb #37ef47d8
 def _lora_layers(live):
@@ -221,10 +241,89 @@ def _lora_layers(live):
         out.append((name,m))
     return out,f'`{min(left)}` is trained too, and is no part of a plain LoRA' if left else None
 
-# %% ../nbs/07a_rows.ipynb #6e53444c
+# %% ../nbs/07a_rows.ipynb #bf65bbb8
 def stack_reason(live:LiveState)->str: # why not, or `None`
     "Why a model's clients can't share a batch."
     return _lora_layers(live)[1]
+
+class _Runs:
+    "Which tokens of a batch are whose: runs of tokens, one after another."
+    def __init__(self, owners, lengths, device):
+        self.owners,self.sizes = [],[]
+        for k,n in zip(owners, lengths):
+            if self.owners and self.owners[-1] == k: self.sizes[-1] += n
+            elif n:
+                self.owners.append(k)
+                self.sizes.append(n)
+        ends = np.cumsum(self.sizes).tolist()
+        self.runs = [(k,e-n,e) for k,n,e in zip(self.owners, self.sizes, ends)]
+        self.longest,self.found = max(self.sizes, default=0),{}
+        self.even,self.cpu = min(self.sizes, default=0) == self.longest,device.type == 'cpu'
+        self.index = torch.tensor(self.owners, device=device)
+        if not self.even: self.slots = torch.cat([torch.arange(j*self.longest, j*self.longest + n) for j,n in enumerate(self.sizes)]).to(device)
+
+    def batched(self,
+                width, # numbers that a token has, in and out
+               ):
+        "Is a batched product cheaper than one run after another? A run costs about as much as copying 40,000 numbers."
+        return self.even or not self.cpu or sum(self.sizes)*width < 40_000*len(self.runs)
+
+    def spread(self, x):
+        "(S, c) -> (runs, longest, c)"
+        if not self.even: x = x.new_zeros(len(self.runs)*self.longest, x.shape[-1]).index_copy(0, self.slots, x)
+        return x.view(len(self.runs), self.longest, x.shape[-1])
+
+    def gather(self, x):
+        "(runs, longest, c) -> (S, c)"
+        x = x.flatten(0, 1)
+        return x if self.even else x.index_select(0, self.slots)
+
+    def look_up(self, T, dtype):
+        "The runs' rows of a stacked tensor, copied once."
+        if id(T) not in self.found: self.found[id(T)] = T.detach().index_select(0, self.index).to(dtype)
+        return self.found[id(T)]
+
+class _RunLora(torch.autograd.Function):
+    "s B A x for tokens whose A and B are their run's."
+    @staticmethod
+    def forward(ctx, x, trained, A, B, scale, runs, dtype):
+        ctx.A,ctx.B,ctx.scale,ctx.runs,ctx.form,ctx.given = A,B,scale,runs,x.shape,x.dtype
+        x = x.reshape(-1, x.shape[-1]).to(dtype)
+        ctx.batched = runs.batched(A.shape[2] + B.shape[1])
+        if ctx.batched:
+            h = torch.bmm(runs.spread(x), runs.look_up(A, dtype).mT).mul_(scale)
+            d = runs.gather(torch.bmm(h, runs.look_up(B, dtype).mT))
+        else:
+            h,d = x.new_empty(len(x), A.shape[1]),x.new_empty(len(x), B.shape[1])
+            for k,i,j in runs.runs: torch.mm(x[i:j], A[k].detach().to(dtype).T, out=h[i:j])
+            h.mul_(scale)
+            for k,i,j in runs.runs: torch.mm(h[i:j], B[k].detach().to(dtype).T, out=d[i:j])
+        ctx.save_for_backward(x, h)
+        return d.view(*ctx.form[:-1], d.shape[-1])
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,h),A,B,runs,scale = ctx.saved_tensors,ctx.A,ctx.B,ctx.runs,ctx.scale
+        g,dx = g.reshape(-1, g.shape[-1]).to(x.dtype),None
+        if ctx.batched:
+            g,X = runs.spread(g),runs.spread(x)
+            B.grad.index_add_(0, runs.index, torch.bmm(g.mT, h).to(B.dtype))
+            dh = torch.bmm(g, runs.look_up(B, x.dtype)).mul_(scale)
+            A.grad.index_add_(0, runs.index, torch.bmm(dh.mT, X).to(A.dtype))
+            if ctx.needs_input_grad[0]: dx = runs.gather(torch.bmm(dh, runs.look_up(A, x.dtype)))
+        else:
+            dh,same = torch.empty_like(h),x.dtype == A.dtype
+            for k,i,j in runs.runs:
+                if same: B.grad[k].addmm_(g[i:j].T, h[i:j])
+                else: B.grad[k].add_(g[i:j].T @ h[i:j])
+                torch.mm(g[i:j], B[k].detach().to(x.dtype), out=dh[i:j])
+            dh.mul_(scale)
+            if ctx.needs_input_grad[0]: dx = torch.empty_like(x)
+            for k,i,j in runs.runs:
+                if same: A.grad[k].addmm_(dh[i:j].T, x[i:j])
+                else: A.grad[k].add_(dh[i:j].T @ x[i:j])
+                if dx is not None: torch.mm(dh[i:j], A[k].detach().to(x.dtype), out=dx[i:j])
+        return dx if dx is None else dx.view(ctx.form).to(ctx.given),None,None,None,None,None,None
 
 class LoraStack(_Stack):
     "K clients' LoRAs on one frozen model: each sequence of a batch passes under its own; raises `ConfigError` for another kind of adapter."
@@ -236,17 +335,16 @@ class LoraStack(_Stack):
         if reason: raise ConfigError('engine', f"'sequential' ({reason})", 'batched')
         super().__init__(live, K)
         adapter = _adapter(live.model)
+        self._trained = torch.zeros((), device=live.row.device, requires_grad=True)   # what makes autograd call the backward passes below
         self._forwards = [(m, self._forward(m, self.stacked[f'{n}.lora_A.weight'], self.stacked[f'{n}.lora_B.weight'], m.scaling[adapter], adapter)) for n,m in layers]
 
     @contextmanager
     def route(self,
-              owners, # (N,) the row of each sequence in the batches to come
+              owners,       # the row of each sequence in the batches to come
+              lengths=None, # tokens of each sequence, where they lie one after another without padding; None: (N, T) batches
              ):
-        "Within the block, sequence i of a batch passes under row `owners[i]`."
-        t = torch.as_tensor(owners)
-        who,counts = t.unique_consecutive(return_counts=True)
-        if len(set(counts.tolist())) > 1 or len(who) == len(t): who = t   # unequal shares: A and B are looked up for each sequence
-        self._groups,self._index,self._found = len(who),None if torch.equal(who, torch.arange(self.K)) else who.to(self.rows.device),{}
+        "Within the block, forward and backward passes of a batch have sequence i under row `owners[i]`."
+        self._whose,self._found = (list(owners),lengths),{}
         before = [(m, m.__dict__.get('forward')) for m,_ in self._forwards]
         for m,f in self._forwards: m.forward = f
         try: yield
@@ -255,25 +353,31 @@ class LoraStack(_Stack):
                 if f is None: del m.forward
                 else: m.forward = f
 
-    def _look_up(self, T):
-        "The rows of a stacked tensor that the batch needs; without gradients it is copied once for a routing."
-        if self._index is None: return T
-        if torch.is_grad_enabled(): return T[self._index]
-        if id(T) not in self._found: self._found[id(T)] = T[self._index]
-        return self._found[id(T)]
+    @contextmanager
+    def narrowed(self,
+                 counts, # how many tokens of each sequence are left
+                ):
+        "Within the block, layers get some of each sequence's tokens only."
+        outer,self._whose = self._whose,(self._whose[0],counts)
+        try: yield
+        finally: self._whose = outer
+
+    def _runs(self, x):
+        owners,lengths = self._whose
+        if lengths is None: lengths = [x.shape[-2]]*len(owners)
+        key = tuple(lengths)
+        if key not in self._found: self._found[key] = _Runs(owners, lengths, x.device)
+        return self._found[key]
 
     def _forward(self, layer, A, B, scale, adapter):
         def forward(x, *args, **kwargs):
-            y = layer.base_layer(x, *args, **kwargs)
-            a,b = self._look_up(A),self._look_up(B)   # (G, r, in), (G, out, r)
-            h = layer.lora_dropout[adapter](x).reshape(self._groups, -1, x.shape[-1])
-            if not torch.is_autocast_enabled(x.device.type): h = h.to(a.dtype)
-            h = h @ a.mT
-            if y.dtype == h.dtype: return torch.baddbmm(y.reshape(self._groups, -1, y.shape[-1]), h, b.mT, alpha=scale).view(y.shape)
-            return (y + scale*(h @ b.mT).view(y.shape)).to(y.dtype)
+            y,kind = layer.base_layer(x, *args, **kwargs),x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else A.dtype
+            d = _RunLora.apply(layer.lora_dropout[adapter](x), self._trained if torch.is_grad_enabled() else None, A, B, scale, self._runs(x), dtype)
+            return y + d if y.dtype == d.dtype else (y + d).to(y.dtype)
         return forward
 
-# %% ../nbs/07a_rows.ipynb #4594c659
+# %% ../nbs/07a_rows.ipynb #131ad08b
 class _KeyedDropout(torch.nn.Module):
     def __init__(self, p, name, draws):
         super().__init__()
@@ -281,10 +385,12 @@ class _KeyedDropout(torch.nn.Module):
 
     def forward(self, x):
         if self.draws.sequences is None: return x
-        mask = torch.zeros(x.shape)
-        for i,(key,n) in enumerate(self.draws.sequences):
+        masks = []
+        for key,n in self.draws.sequences:
             gen = torch.Generator().manual_seed(key_seed(*key, self.name))
-            mask[i,:n] = (torch.rand(n, x.shape[-1], generator=gen) >= self.p).float()
+            masks.append((torch.rand(n, x.shape[-1], generator=gen) >= self.p).float())
+        packed = len(x) == 1 and sum(map(len, masks)) == x.shape[1]
+        mask = torch.cat(masks)[None] if packed else torch.stack([torch.nn.functional.pad(m, (0, 0, 0, x.shape[1] - len(m))) for m in masks])
         return x*(mask.to(x.device, x.dtype)/(1 - self.p))
 
 # %% ../nbs/07a_rows.ipynb #dc838a60

@@ -6,16 +6,16 @@
 __all__ = ['Prepared', 'Job', 'get_accelerator', 'get_device', 'memory_bytes', 'TextTask', 'ModuleTask', 'round_lr',
            'get_optimizer', 'batch_indices', 'NonFiniteLoss', 'local_steps']
 
-# %% ../nbs/08_training.ipynb #8a865d46
-import json, math, os, warnings
+# %% ../nbs/08_training.ipynb #64a5df93
+import inspect, json, math, os, warnings
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
 
 import numpy as np, torch
 from xxhash import xxh3_64
 from .config import ConfigError, FedConfig
-from .data import DataError, Encoded, Prompter, by_length, encode_all, train_batch
-from .lm import Prefix, answer_losses, checkpointed, count_saved, cut_passes, greedy, offload_saved
+from .data import DataError, Encoded, Prompter, by_length, encode_all
+from .lm import AnswerLoss, answer_losses, checkpointed, count_saved, greedy, offload_saved
 from .metrics import task_scores, text_scores
 from .rows import LiveState, LoraStack, ModuleStack, keyed_dropout
 from .utils import keyed_torch, rng
@@ -53,11 +53,12 @@ def memory_bytes(cfg:FedConfig, # its `memory_gb`
     except (OSError,ValueError): pass
     return total//2
 
-# %% ../nbs/08_training.ipynb #62226109
+# %% ../nbs/08_training.ipynb #df8161f5
 Prepared = namedtuple('Prepared', 'examples items dropped cut') # examples kept; what batches are made of; how many were dropped, how many had their prompt cut
 
 class TextTask:
     "Instructions and answers for a causal language model."
+    draws_when_read = False
     def __init__(self,
                  cfg:FedConfig,
                  tokenizer,
@@ -66,7 +67,7 @@ class TextTask:
         self.cfg,self.tokenizer,self.prefix = cfg,tokenizer,prefix
         self.prompter = Prompter(tokenizer, cfg.template, cfg.system_prompt, cfg.max_length)
         self.pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id   # masked by length, so any will do
-        self._most = None
+        self._loss = self._most = None
 
     def prepare(self,
                 examples, # dicts, or a dataset of them
@@ -99,16 +100,10 @@ class TextTask:
             self._most = max(1, min(2048 if device.type == 'cpu' else 32768, memory_bytes(self.cfg, device, size)*3//4//each))
         return self._most
 
-    def losses(self,
-               rows,      # `LiveState` or `LoraStack`
-               owners,    # the row of each sequence
-               sequences, # as many `Encoded`
-              )->tuple:   # ((N,) nats, each sequence's sum; padded tokens)
-        "Losses of some sequences, each under its own row."
-        device = next(rows.model.parameters()).device
-        batch = {k: v.to(device) for k,v in train_batch(sequences, self.pad).items()}
-        with rows.route(owners), self.prefix.train([e.prompt + e.answer for e in sequences]) if self.prefix else ExitStack():
-            return answer_losses(rows.model, batch),batch['input_ids'].numel()
+    def loss(self, model)->AnswerLoss: # found out for the model when it is first asked for
+        "How the model's losses are computed."
+        if self._loss is None: self._loss = AnswerLoss(model, self.pad, self.prefix)
+        return self._loss
 
     def backward(self,
                  rows,  # `LiveState` or `LoraStack`
@@ -120,15 +115,17 @@ class TextTask:
         "Add the gradient of each row's mean loss to its own."
         todo = [(k,i,e) for k,items in work.items() for i,e in enumerate(items)]
         place,terms = {k: j for j,k in enumerate(work)},{k: sum(len(e.answer) for e in items) for k,items in work.items()}
-        device,padded = next(rows.model.parameters()).device,0
+        device,padded,loss = next(rows.model.parameters()).device,0,self.loss(rows.model)
         means = torch.zeros(len(work), device=device)
-        for part in cut_passes([len(e) for _,_,e in todo], self.pass_tokens(rows.model), 64 if device.type == 'cpu' else 1024):
-            part = [todo[i] for i in sorted(part)]
+        @contextmanager
+        def forward():
+            with acc.autocast(), offload_saved(rows.model) if self.cfg.offload_activations else ExitStack(): yield
+        for part in loss.cut([len(e) for _,_,e in todo], self.pass_tokens(rows.model)):
+            part = [todo[i] for i in part]
             self.draws.sequences = [((*keys[k],i), len(e)) for k,i,e in part]
-            with acc.autocast(), offload_saved(rows.model) if self.cfg.offload_activations else ExitStack():
-                sums,n = self.losses(rows, [k for k,_,_ in part], [e for _,_,e in part])
-            each = sums/torch.tensor([float(terms[k]) for k,_,_ in part], device=device)
-            acc.backward(each.sum())
+            with loss.over(rows, [k for k,_,_ in part], [e for _,_,e in part], forward) as (sums,n):
+                each = sums/torch.tensor([float(terms[k]) for k,_,_ in part], device=device)
+                acc.backward(each.sum())
             means.index_add_(0, torch.tensor([place[k] for k,_,_ in part], device=device), each.detach())
             padded += n
         self.draws.sequences = None
@@ -145,7 +142,8 @@ class TextTask:
         total,count = dict.fromkeys(datas, 0.),{k: sum(len(e.answer) for e in d.items) for k,d in datas.items()}
         for idx in by_length([len(e) for _,e in todo], self.cfg.eval_batch_size):
             part = [todo[i] for i in sorted(idx)]
-            for (k,_),v in zip(part, self.losses(rows, *zip(*part))[0].tolist()): total[k] += v
+            with self.loss(rows.model).over(rows, *zip(*part)) as (sums,_):
+                for (k,_),v in zip(part, sums.tolist()): total[k] += v
         return {k: total[k]/count[k] for k in datas}
 
     def answers(self,
@@ -182,7 +180,7 @@ class TextTask:
 
 class ModuleTask:
     "(input, target) pairs for any module with a criterion."
-    prefix = None
+    draws_when_read = True   # a dataset may augment its examples at random
 
     def __init__(self,
                  cfg:FedConfig,
@@ -249,7 +247,7 @@ class ModuleTask:
         n = len(data.items)
         return dict(n=n, loss=total/n, **(dict(accuracy=right/n) if classes else {}))
 
-# %% ../nbs/08_training.ipynb #9694dd40
+# %% ../nbs/08_training.ipynb #395a8639
 def round_lr(cfg:FedConfig,  # its `lr`, `lr_schedule` and `rounds`
              comm_round:int, # t, from 0
             )->float:
@@ -267,7 +265,8 @@ def get_optimizer(cfg:FedConfig, # its `optimizer` and `optimizer_args`
     if not isinstance(cls, type) or not issubclass(cls, torch.optim.Optimizer) or cls is torch.optim.Optimizer:
         known = sorted(n for n,o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer) and o is not torch.optim.Optimizer)
         raise ConfigError('optimizer', 'one of ' + ', '.join(known), cfg.optimizer)
-    try: return cls(params, lr=lr, **cfg.optimizer_args)
+    args = {'foreach': True, **cfg.optimizer_args} if 'foreach' in inspect.signature(cls).parameters and 'fused' not in cfg.optimizer_args else cfg.optimizer_args
+    try: return cls(params, lr=lr, **args)
     except (TypeError,ValueError,RuntimeError) as e: raise ConfigError('optimizer_args', f'arguments of torch.optim.{cfg.optimizer}', f'{cfg.optimizer_args} ({e})') from e
 
 def batch_indices(n:int,          # examples
@@ -279,7 +278,7 @@ def batch_indices(n:int,          # examples
     need = steps*batch_size
     return np.concatenate([gen.permutation(n) for _ in range(-(-need//n))])[:need].reshape(steps, batch_size)
 
-# %% ../nbs/08_training.ipynb #d6ca6d85
+# %% ../nbs/08_training.ipynb #4d3a259f
 class NonFiniteLoss(RuntimeError):
     "A loss or gradient that is NaN or infinite: names client, round and step."
 
@@ -294,12 +293,14 @@ def local_steps(rows,           # `LiveState`, or a stack, holding the clients' 
                )->list:         # a dict for each: loss, the mean over its steps; tokens trained on; padded, its share of the padded tokens
     "Each client's `local_step` optimiser steps on its own data; raises `NonFiniteLoss`."
     acc = get_accelerator(jobs[0].cfg)
-    opts,plans,streams = [],[],[]
+    opts,params,plans,streams = {},[],[],[]
     for k,j in enumerate(jobs):
         c = j.cfg
-        opts.append(get_optimizer(c, rows.params(k, c.optimizer in _elementwise), round_lr(c, comm_round)))
+        params.append(rows.params(k, c.optimizer in _elementwise))
+        opts.setdefault((c.optimizer,json.dumps(c.optimizer_args),round_lr(c, comm_round)), []).append(k)
         plans.append(batch_indices(len(j.items), min(c.batch_size, len(j.items)), c.local_step, rng(c.seed, 'batches', comm_round, j.id)))
         streams.append(keyed_torch(c.seed, 'train', comm_round, j.id))
+    opts = [get_optimizer(jobs[ks[0]].cfg, [p for k in ks for p in params[k]], lr) for (_,_,lr),ks in opts.items()]   # clients that are alike share one, each with its own moments
     named = [rows.named(k) if j.penalty else None for k,j in enumerate(jobs)]
     losses,tokens,padded = [[] for _ in jobs],[0]*len(jobs),[0.]*len(jobs)
     with task.training(rows.model), warnings.catch_warnings():
@@ -308,21 +309,24 @@ def local_steps(rows,           # `LiveState`, or a stack, holding the clients' 
             now = [k for k,j in enumerate(jobs) if step < j.cfg.local_step]
             work = {}
             for k in now:
-                with streams[k]: work[k] = [jobs[k].items[i] for i in plans[k][step].tolist()]   # a dataset may draw when it is read
+                with streams[k] if task.draws_when_read else ExitStack(): work[k] = [jobs[k].items[i] for i in plans[k][step].tolist()]
             rows.zero_grad()
             means,n = task.backward(rows, work, {k: (jobs[k].cfg.seed, 'dropout', comm_round, jobs[k].id, step) for k in now}, streams, acc)
             extra = [torch.as_tensor(jobs[k].penalty(named[k])) if jobs[k].penalty else torch.zeros(()) for k in now]
             for e in extra:
                 if e.requires_grad: acc.backward(e)
             means = [m + e.item() for m,e in zip(means.tolist(), extra)]
-            norms = torch.stack([torch.nn.utils.clip_grad_norm_([p for g in opts[k].param_groups for p in g['params']], math.inf if jobs[k].cfg.grad_clip is None else jobs[k].cfg.grad_clip) for k in now]).tolist()
+            norms = rows.clip([math.inf if j.cfg.grad_clip is None else j.cfg.grad_clip for j in jobs])
             sizes = {k: task.size(work[k]) for k in now}
-            for k,m,norm in zip(now, means, norms):
+            for k,m in zip(now, means):
                 where = f"client {jobs[k].id}, round {comm_round}, step {step}"
                 if not math.isfinite(m): raise NonFiniteLoss(f"{where}: the loss is {m}")
-                if not math.isfinite(norm): raise NonFiniteLoss(f"{where}: the gradient's norm is {norm}")
-                opts[k].step()
+                if not math.isfinite(norms[k]): raise NonFiniteLoss(f"{where}: the gradient's norm is {norms[k]}")
                 losses[k].append(m)
                 tokens[k] += sizes[k]
                 padded[k] += n*sizes[k]/sum(sizes.values())
+            for o in opts: o.step()
+            for k in now:
+                if step+1 == jobs[k].cfg.local_step:
+                    for p in params[k]: p.grad = None   # an optimiser leaves alone what has no gradient
     return [dict(loss=float(np.mean(l)), tokens=t, padded=round(p)) for l,t,p in zip(losses, tokens, padded)]

@@ -1,0 +1,197 @@
+"""Tokens per second of training and generation, beside the alternatives, all in this run.
+
+    python benchmarks/training.py --out benchmarks/training.md
+
+plain peft   one client after another: peft's model, transformers' loss over all positions, an optimiser over the adapter's tensors
+one by one   fedai's sequential engine: one client after another, the head at labelled positions only
+batched      fedai's batched engine: all clients in one batch over the frozen model
+Sequences have 48 to 64 tokens, the last 6 are the answer; AdamW, r = 8 on q and v. The alternatives take turns; each number is the median of the repeats. Where K clients are
+alike, the one-by-one ways are measured for four of them and scaled.
+
+FLOP/s: 4 per weight and token in the layers (2 forward, 2 backward; the frozen weights have no gradient), 4 per weight and label in the head, attention not counted, of real tokens
+only, as a share of what one product of 2048 x 2048 matrices reaches in the same run.
+"""
+import argparse, json, os, resource, subprocess, sys, time
+from pathlib import Path
+from statistics import median
+
+import numpy as np, torch
+
+def parts(model, layers, steps, batch_size):
+    from fedai.config import FedConfig
+    from fedai.lm import Prefix, decoder_layers
+    from fedai.models import get_model, get_tokenizer
+    from fedai.rows import LiveState
+    from fedai.training import TextTask
+    cfg = FedConfig(model=model, adapt_layers=layers, local_step=steps, batch_size=batch_size, device=DEVICE, max_new_tokens=16, dtype=DTYPE)
+    peft = get_model(cfg).to(DEVICE)
+    live,task = LiveState(peft),TextTask(cfg, get_tokenizer(cfg))
+    if decoder_layers(peft)[1]: task.prefix = Prefix(peft)
+    return cfg,live,task
+
+DEVICE,DTYPE = 'cpu','float32'
+
+def examples(n, seed, vocab):
+    from fedai.data import Encoded
+    g = np.random.default_rng(seed)
+    return [Encoded(g.integers(5, vocab, g.integers(42, 59)).tolist(), g.integers(5, vocab, 6).tolist()) for _ in range(n)]
+
+def plain(live, task, cfg, items, k):
+    "peft and transformers alone."
+    from fedai.data import train_batch
+    from fedai.training import batch_indices
+    from fedai.utils import rng
+    params = [p for p in live.model.parameters() if p.requires_grad]
+    opt = torch.optim.AdamW(params, lr=cfg.lr)
+    live.model.train()
+    for idx in batch_indices(len(items), cfg.batch_size, cfg.local_step, rng(0, 'batches', 0, k)):
+        live.model(**{n: t.to(DEVICE) for n,t in train_batch([items[i] for i in idx], task.pad).items()}).loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.)
+        opt.step()
+        opt.zero_grad()
+
+def sync():
+    if DEVICE != 'cpu': torch.cuda.synchronize()
+
+def timed(ways, repeats):
+    "name -> median seconds; the ways take turns, after a first turn that isn't counted."
+    got = {n: [] for n in ways}
+    for i in range(repeats+1):
+        for n,f in ways.items():
+            sync()
+            t = time.perf_counter()
+            f()
+            sync()
+            if i: got[n].append(time.perf_counter() - t)
+    return {n: median(v) for n,v in got.items()}
+
+def training(model, layers, K, b, repeats):
+    from fedai.rows import LoraStack
+    from fedai.training import Job, local_steps
+    steps = 2 if model != 'tiny' else 8
+    cfg,live,task = parts(model, layers, steps, b)
+    vocab = live.model.config.vocab_size if model != 'tiny' else 256
+    clients = [examples(b*steps, k, vocab) for k in range(K)]   # of each, all are used
+    start,stack,few = live.row.clone(),LoraStack(live, K),min(K, 4)
+    tokens = lambda ks: sum(len(e) for k in ks for e in clients[k])
+    pads = {}
+    def alone():
+        pads['one by one'] = 0
+        for k in range(few):
+            live.load(start)
+            pads['one by one'] += local_steps(live, task, [Job(k, clients[k], cfg)], 0)[0]['padded']
+    def together():
+        for k in range(K): stack.load(start, k)
+        pads['batched'] = sum(o['padded'] for o in local_steps(stack, task, [Job(k, clients[k], cfg) for k in range(K)], 0))
+    def rival():
+        for k in range(few):
+            live.load(start)
+            plain(live, task, cfg, clients[k], k)
+    t = timed({'plain peft': rival, 'one by one': alone, 'batched': together}, repeats)
+    rate = {n: tokens(range(K if n == 'batched' else few))/s for n,s in t.items()}
+    return rate,1 - tokens(range(K))/pads['batched'],live.model
+
+def model_flops(model):
+    "Per token in the layers, and per label in the head."
+    head = model.get_output_embeddings().weight
+    layers = sum(p.numel() for n,p in model.named_parameters() if p.dim() == 2 and 'lora_' not in n and p is not head and 'embed' not in n)
+    return 4*layers,4*head.numel()
+
+def peak_flops():
+    a = torch.randn(2048, 2048, device=DEVICE, dtype=getattr(torch, DTYPE))
+    return 2*2048**3/timed({'mm': lambda: a @ a}, 7)['mm']
+
+def generation(model, K, b, repeats):
+    from fedai.data import Encoded
+    from fedai.rows import LoraStack
+    from fedai.training import Prepared
+    cfg,live,task = parts(model, 'all', 1, b)
+    vocab = live.model.config.vocab_size if model != 'tiny' else 256
+    task.tokenizer.eos_token_id   # nothing may end early: the answers are as long as they may be
+    live.model.get_base_model().generation_config.eos_token_id = None
+    datas = {k: Prepared(None, examples(b, k, vocab), 0, 0) for k in range(K)}
+    stack = LoraStack(live, K)
+    draw = torch.Generator().manual_seed(0)
+    for k in range(K): stack.load((.02*torch.randn(live.layout.nbytes//4, generator=draw)).view(torch.uint8), k)
+    count = {}
+    def one():
+        count['one by one'] = 0
+        for k in range(K):
+            live.load(stack.rows[k,:live.layout.nbytes])
+            count['one by one'] += said(live, {0: datas[k]})
+    def said(rows, datas):
+        from fedai.lm import greedy
+        todo = [(k,e.prompt) for k,d in datas.items() for e in d.items]
+        return sum(map(len, greedy(live.model, [p for _,p in todo], {-1}, task.pad, 16, rows, [k for k,_ in todo])))
+    def many(): count['together'] = said(stack, datas)
+    t = timed({'one by one': one, 'together': many}, repeats)
+    return {n: count[n]/s for n,s in t.items()}
+
+# ---- memory: a process for each number of clients, so that the peak is its own
+
+def memory(model, K):
+    from fedai.rows import LoraStack
+    from fedai.training import Job, local_steps
+    cfg,live,task = parts(model, 'all', 1, 1)
+    base = sum(t.numel()*t.element_size() for t in live.model.parameters())
+    stack = LoraStack(live, K)
+    clients = [examples(1, k, live.model.config.vocab_size) for k in range(K)]
+    def now(key): return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])/1024
+    loaded = now('VmRSS')
+    local_steps(stack, task, [Job(k, clients[k], cfg) for k in range(K)], 0)
+    print(json.dumps(dict(K=K, base=base/2**20, row=live.layout.nbytes/2**20, loaded=loaded, peak=now('VmHWM'), tokens=sum(len(e) for c in clients for e in c))))
+
+# ---- the tables
+
+def table(head, rows): return '\n'.join(['| ' + ' | '.join(head) + ' |', '|' + '---|'*len(head)] + ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows]) + '\n'
+
+def main():
+    global DEVICE, DTYPE
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--models', default='smollm2,tiny')
+    ap.add_argument('--clients', default='1,2,4,8,16,32')
+    ap.add_argument('--sequences', default='1,2,4', help='of each client in a step')
+    ap.add_argument('--repeats', type=int, default=3)
+    ap.add_argument('--device', default='cpu')
+    ap.add_argument('--dtype', default='float32')
+    ap.add_argument('--out', help='a file for the tables; standard output when not given')
+    ap.add_argument('--memory', nargs=2, help=argparse.SUPPRESS)
+    a = ap.parse_args()
+    DEVICE,DTYPE = a.device,a.dtype
+    if a.memory: return memory(a.memory[0], int(a.memory[1]))
+    import warnings; warnings.filterwarnings('ignore')
+    peak = peak_flops()
+    where = torch.cuda.get_device_name() if DEVICE != 'cpu' else f'{os.cpu_count()} cores, {torch.get_num_threads()} threads'
+    out = [f"`python benchmarks/training.py --out benchmarks/training.md`. What is compared stands at the head of the script.\n\n{where}, torch {torch.__version__}, {DTYPE}, median of {a.repeats}; a product of 2048 x 2048 matrices reaches {peak/1e9:.0f} GFLOP/s.\n"]
+    def show(title, head, rows):
+        out.append(f'## {title}\n\n{table(head, rows)}')
+        print(out[-1], flush=True)
+    head = ['adapters in','K','sequences each','plain peft','one by one','batched','batched / one by one','batched / plain','padding','FLOP/s reached']
+    for model in a.models.split(','):
+        rows = []
+        grid = [('all',K,b) for K in map(int, a.clients.split(',')) for b in map(int, a.sequences.split(','))] + ([('last:10',K,b) for K,b in ((1,2),(4,2),(8,2),(16,2))] if model == 'smollm2' else [])
+        for layers,K,b in grid:
+            r,pad,m = training(model, layers, K, b, a.repeats)
+            per_token,per_label = model_flops(m)
+            share = r['batched']*(per_token + per_label*6/55)/peak if layers == 'all' else None
+            rows.append([layers, K, b, *(f'{r[n]:.0f}' for n in ('plain peft','one by one','batched')), f"{r['batched']/r['one by one']:.2f}", f"{r['batched']/r['plain peft']:.2f}", f'{pad:.0%}', f'{share:.0%}' if share else '(cached prefix)'])
+            print(*rows[-1], flush=True)
+        show(f'Training, {model}: tokens/s', head, rows)
+    rows = []
+    for model in a.models.split(','):
+        for K,b in ((1,2),(2,2),(4,2),(8,2),(16,2)):
+            r = generation(model, K, b, a.repeats)
+            rows.append([model, K, b, *(f'{r[n]:.0f}' for n in ('one by one','together')), f"{r['together']/r['one by one']:.2f}"])
+            print(*rows[-1], flush=True)
+    show('Generation, 16 tokens after prompts of 42 to 58: tokens/s', ['model','K','prompts each','one by one','together','together / one by one'], rows)
+    if DEVICE == 'cpu' and 'smollm2' in a.models:
+        rows = []
+        for K in (1,4,16,32):
+            r = subprocess.run([sys.executable, __file__, '--memory', 'smollm2', str(K)], capture_output=True, text=True)
+            if r.returncode: sys.exit(r.stderr[-2000:])
+            o = json.loads(r.stdout.splitlines()[-1])
+            rows.append([K, o['tokens'], f"{o['base']:.0f}", f"{4*K*o['row']:.0f}", f"{o['loaded']:.0f}", f"{o['peak']:.0f}", f"{(o['peak'] - o['loaded'])/o['tokens']*1024:.0f}"])
+        show('Peak memory of a step, smollm2, one sequence a client: MiB', ['K','tokens','base model','K rows, gradients and moments','process before the step','peak','peak over before, KiB a token'], rows)
+    if a.out: Path(a.out).write_text('# Training\n\n' + '\n'.join(out))
+
+if __name__ == '__main__': main()
