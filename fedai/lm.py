@@ -15,7 +15,7 @@ import numpy as np, torch, torch.nn.functional as F
 from xxhash import xxh3_128
 from .data import pad_batch
 
-# %% ../nbs/07b_lm.ipynb #4523f6f0
+# %% ../nbs/07b_lm.ipynb #8e70db10
 def pack_batch(encoded, # `Encoded` examples
               )->dict:  # input_ids, position_ids, labels, sequence: (1, S) int64; labels are -100 outside the answers
     "Sequences one after another; `sequence` says which one a token is of."
@@ -34,10 +34,11 @@ def answer_losses(model,      # a causal language model, with or without peft
     kwargs = dict(position_ids=batch['position_ids']) if 'position_ids' in batch else {}
     try: logits = model(input_ids=batch['input_ids'], use_cache=False, **kwargs).logits
     finally: hook.remove()
-    each = F.cross_entropy(logits[0].float(), labels[keep], reduction='none')
+    logits = logits[0] if logits.dtype == torch.float64 else logits[0].float()
+    each = F.cross_entropy(logits, labels[keep], reduction='none')
     of = batch['sequence'][:,1:][keep] if 'sequence' in batch else keep.nonzero()[:,0]
     n = int(batch['sequence'][0,-1]) + 1 if 'sequence' in batch else len(labels)
-    return torch.zeros(n, device=each.device).index_add(0, of, each)
+    return each.new_zeros(n).index_add(0, of, each)
 
 # %% ../nbs/07b_lm.ipynb #12280d51
 def cut_passes(lengths,         # tokens in each sequence

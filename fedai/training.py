@@ -53,7 +53,7 @@ def memory_bytes(cfg:FedConfig, # its `memory_gb`
     except (OSError,ValueError): pass
     return total//2
 
-# %% ../nbs/08_training.ipynb #df8161f5
+# %% ../nbs/08_training.ipynb #10d2236b
 Prepared = namedtuple('Prepared', 'examples items dropped cut') # examples kept; what batches are made of; how many were dropped, how many had their prompt cut
 
 class TextTask:
@@ -116,7 +116,7 @@ class TextTask:
         todo = [(k,i,e) for k,items in work.items() for i,e in enumerate(items)]
         place,terms = {k: j for j,k in enumerate(work)},{k: sum(len(e.answer) for e in items) for k,items in work.items()}
         device,padded,loss = next(rows.model.parameters()).device,0,self.loss(rows.model)
-        means = torch.zeros(len(work), device=device)
+        means = 0.
         @contextmanager
         def forward():
             with acc.autocast(), offload_saved(rows.model) if self.cfg.offload_activations else ExitStack(): yield
@@ -126,7 +126,7 @@ class TextTask:
             with loss.over(rows, [k for k,_,_ in part], [e for _,_,e in part], forward) as (sums,n):
                 each = sums/torch.tensor([float(terms[k]) for k,_,_ in part], device=device)
                 acc.backward(each.sum())
-            means.index_add_(0, torch.tensor([place[k] for k,_,_ in part], device=device), each.detach())
+            means = means + each.new_zeros(len(work)).index_add(0, torch.tensor([place[k] for k,_,_ in part], device=device), each.detach())
             padded += n
         self.draws.sequences = None
         return means,padded
