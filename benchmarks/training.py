@@ -11,19 +11,19 @@ alike, the one-by-one ways are measured for four of them and scaled.
 FLOP/s: 4 per weight and token in the layers (2 forward, 2 backward; the frozen weights have no gradient), 4 per weight and label in the head, attention not counted, of real tokens
 only, as a share of what one product of 2048 x 2048 matrices reaches in the same run.
 """
-import argparse, json, os, resource, subprocess, sys, time
+import argparse, json, os, subprocess, sys, time
 from pathlib import Path
 from statistics import median
 
 import numpy as np, torch
 
-def parts(model, layers, steps, batch_size):
+def parts(model, layers, steps, batch_size, **kw):
     from fedai.config import FedConfig
     from fedai.lm import Prefix, decoder_layers
     from fedai.models import get_model, get_tokenizer
     from fedai.rows import LiveState
     from fedai.training import TextTask
-    cfg = FedConfig(model=model, adapt_layers=layers, local_step=steps, batch_size=batch_size, device=DEVICE, max_new_tokens=16, dtype=DTYPE)
+    cfg = FedConfig(model=model, adapt_layers=layers, local_step=steps, batch_size=batch_size, device=DEVICE, max_new_tokens=16, dtype=DTYPE, mixed_precision='no', **kw)
     peft = get_model(cfg).to(DEVICE)
     live,task = LiveState(peft),TextTask(cfg, get_tokenizer(cfg))
     if decoder_layers(peft)[1]: task.prefix = Prefix(peft)
@@ -68,7 +68,7 @@ def timed(ways, repeats):
 def training(model, layers, K, b, repeats):
     from fedai.rows import LoraStack
     from fedai.training import Job, local_steps
-    steps = 2 if model != 'tiny' else 8
+    steps = 1 if model != 'tiny' else 8
     cfg,live,task = parts(model, layers, steps, b)
     vocab = live.model.config.vocab_size if model != 'tiny' else 256
     clients = [examples(b*steps, k, vocab) for k in range(K)]   # of each, all are used
@@ -107,8 +107,6 @@ def generation(model, K, b, repeats):
     from fedai.training import Prepared
     cfg,live,task = parts(model, 'all', 1, b)
     vocab = live.model.config.vocab_size if model != 'tiny' else 256
-    task.tokenizer.eos_token_id   # nothing may end early: the answers are as long as they may be
-    live.model.get_base_model().generation_config.eos_token_id = None
     datas = {k: Prepared(None, examples(b, k, vocab), 0, 0) for k in range(K)}
     stack = LoraStack(live, K)
     draw = torch.Generator().manual_seed(0)
@@ -119,7 +117,7 @@ def generation(model, K, b, repeats):
         for k in range(K):
             live.load(stack.rows[k,:live.layout.nbytes])
             count['one by one'] += said(live, {0: datas[k]})
-    def said(rows, datas):
+    def said(rows, datas):   # -1 is no token, so nothing ends early
         from fedai.lm import greedy
         todo = [(k,e.prompt) for k,d in datas.items() for e in d.items]
         return sum(map(len, greedy(live.model, [p for _,p in todo], {-1}, task.pad, 16, rows, [k for k,_ in todo])))
@@ -129,17 +127,21 @@ def generation(model, K, b, repeats):
 
 # ---- memory: a process for each number of clients, so that the peak is its own
 
-def memory(model, K):
+def memory(model, K, option):
     from fedai.rows import LoraStack
     from fedai.training import Job, local_steps
-    cfg,live,task = parts(model, 'all', 1, 1)
+    cfg,live,task = parts(model, 'all', 1, 1, **({option: True} if option != 'none' else {}))
     base = sum(t.numel()*t.element_size() for t in live.model.parameters())
     stack = LoraStack(live, K)
     clients = [examples(1, k, live.model.config.vocab_size) for k in range(K)]
     def now(key): return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])/1024
-    loaded = now('VmRSS')
-    local_steps(stack, task, [Job(k, clients[k], cfg) for k in range(K)], 0)
-    print(json.dumps(dict(K=K, base=base/2**20, row=live.layout.nbytes/2**20, loaded=loaded, peak=now('VmHWM'), tokens=sum(len(e) for c in clients for e in c))))
+    with open('/proc/self/clear_refs', 'w') as f: f.write('5')   # begin counting the peak here
+    loaded,seconds = now('VmRSS'),[]
+    for _ in range(3):
+        began = time.perf_counter()
+        local_steps(stack, task, [Job(k, clients[k], cfg) for k in range(K)], 0)
+        seconds.append(time.perf_counter() - began)
+    print(json.dumps(dict(K=K, base=base/2**20, row=live.layout.nbytes/2**20, loaded=loaded, peak=now('VmHWM'), tokens=sum(len(e) for c in clients for e in c), seconds=median(seconds))))
 
 # ---- the tables
 
@@ -155,10 +157,10 @@ def main():
     ap.add_argument('--device', default='cpu')
     ap.add_argument('--dtype', default='float32')
     ap.add_argument('--out', help='a file for the tables; standard output when not given')
-    ap.add_argument('--memory', nargs=2, help=argparse.SUPPRESS)
+    ap.add_argument('--memory', nargs=3, help=argparse.SUPPRESS)
     a = ap.parse_args()
     DEVICE,DTYPE = a.device,a.dtype
-    if a.memory: return memory(a.memory[0], int(a.memory[1]))
+    if a.memory: return memory(a.memory[0], int(a.memory[1]), a.memory[2])
     import warnings; warnings.filterwarnings('ignore')
     peak = peak_flops()
     where = torch.cuda.get_device_name() if DEVICE != 'cpu' else f'{os.cpu_count()} cores, {torch.get_num_threads()} threads'
@@ -186,12 +188,12 @@ def main():
     show('Generation, 16 tokens after prompts of 42 to 58: tokens/s', ['model','K','prompts each','one by one','together','together / one by one'], rows)
     if DEVICE == 'cpu' and 'smollm2' in a.models:
         rows = []
-        for K in (1,4,16,32):
-            r = subprocess.run([sys.executable, __file__, '--memory', 'smollm2', str(K)], capture_output=True, text=True)
+        for K,option in ((1,'none'),(4,'none'),(16,'none'),(32,'none'),(16,'gradient_checkpointing'),(16,'offload_activations')):
+            r = subprocess.run([sys.executable, __file__, '--memory', 'smollm2', str(K), option], capture_output=True, text=True)
             if r.returncode: sys.exit(r.stderr[-2000:])
             o = json.loads(r.stdout.splitlines()[-1])
-            rows.append([K, o['tokens'], f"{o['base']:.0f}", f"{4*K*o['row']:.0f}", f"{o['loaded']:.0f}", f"{o['peak']:.0f}", f"{(o['peak'] - o['loaded'])/o['tokens']*1024:.0f}"])
-        show('Peak memory of a step, smollm2, one sequence a client: MiB', ['K','tokens','base model','K rows, gradients and moments','process before the step','peak','peak over before, KiB a token'], rows)
+            rows.append([K, option, o['tokens'], f"{o['base']:.0f}", f"{4*K*o['row']:.0f}", f"{o['loaded']:.0f}", f"{o['peak']:.0f}", f"{o['seconds']:.2f}"])
+        show('Peak memory and seconds of a step, smollm2, one sequence a client: MiB', ['K','option','tokens in a pass','base model','K rows, gradients and moments','process before the step','peak','seconds'], rows)
     if a.out: Path(a.out).write_text('# Training\n\n' + '\n'.join(out))
 
 if __name__ == '__main__': main()

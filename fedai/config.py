@@ -77,7 +77,7 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #588f460c
+# %% ../nbs/00_config.ipynb #3731481d
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -89,7 +89,7 @@ class FedConfig:
     clients_per_batch:int|str = opt('auto', 'run', lo=1, result=False) # clients trained and tested together; 'auto': up to 32, as many as fit in the memory
     memory_gb:float|None = opt(None, 'run', above=0, result=False) # memory for activations and client states, in GB; nothing: half of the machine's, or four fifths of what the model leaves of a GPU
     device:str = opt('auto', 'run') # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps': where the model lives
-    mixed_precision:str = opt('no', 'run', choices=('no','bf16')) # dtype of the forward pass in training, under autocast; adapters and tests stay as they are
+    mixed_precision:str = opt('auto', 'run', choices=('auto','no','bf16')) # dtype of the forward pass in training, under autocast; adapters and tests stay as they are. 'auto': bf16 on a GPU that has it, no elsewhere
     keep_rounds:int = opt(2, 'run', lo=1, result=False) # committed rounds kept on disk; each client's latest state always is
     keep_trained:bool = opt(False, 'run', result=False) # keep the states as trained, before mixing, too
     max_alive:int = opt(64, 'run', lo=1, result=False) # client objects in memory at once; the least recently used go first
@@ -121,7 +121,7 @@ class FedConfig:
 
     # model
     model:str = opt('smollm2', 'model') # 'smollm2' (embedded), 'tiny' (random, for tests), a Hugging Face name with or without hf://, a folder, or a .gguf file
-    dtype:str = opt('float32', 'model', choices=('float32','bfloat16','float16')) # dtype of the frozen base model
+    dtype:str = opt('auto', 'model', choices=('auto','float32','bfloat16','float16','4bit')) # dtype of the frozen base model; 'auto': bfloat16 on a GPU that has it, float32 elsewhere; '4bit': NF4 by bitsandbytes
     r:int = opt(8, 'model', lo=1) # LoRA rank
     lora_alpha:float = opt(16., 'model', above=0) # LoRA scale: ΔW = lora_alpha / r · B A
     lora_dropout:float = opt(0., 'model', lo=0, hi=.99) # dropout before A, in training

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack_batch', 'answer_losses', 'cut_passes', 'cut_even', 'count_saved', 'offload_saved', 'decoder_layers',
-           'checkpointed', 'Prefix', 'AnswerLoss', 'new_cache', 'greedy']
+           'checkpointed', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy']
 
 # %% ../nbs/07b_lm.ipynb #2aba0a7b
 import inspect, os, re, tempfile, warnings
@@ -279,7 +279,14 @@ def _narrowed(modules, rows, batch, at):
         for m in modules: todo.enter_context(_forward_as(m, some(m.forward)))
         yield
 
-# %% ../nbs/07b_lm.ipynb #8a80e8a6
+# %% ../nbs/07b_lm.ipynb #3ddd1251
+def at_rest(model): # a module; returned
+    "The model without dropout: `eval()`, but for layers of bitsandbytes, which repack their weights once they are told so and can't be trained through afterwards."
+    model.eval()
+    for m in model.modules():
+        if type(m).__module__.startswith('bitsandbytes'): m.training = True
+    return model
+
 class AnswerLoss:
     "Losses of many sequences on their answers, at the least cost that a model allows."
     def __init__(self,
@@ -306,8 +313,8 @@ class AnswerLoss:
         two = [Encoded([(7*i) % 50 + 5 for i in range(n)], [9,6,8]) for n in (4,9)]
         def run():
             with self.over(_One, [0,0], two) as (sums,_): return sums
-        mode,prefix,self.prefix = self.model.training,self.prefix,None
-        self.model.eval()
+        prefix,self.prefix = self.prefix,None
+        at_rest(self.model)
         want = run()
         ok = lambda got: torch.allclose(got, want, rtol=1e-4 if self.model.dtype == torch.float32 else 2e-2)
         for self.packs,self.narrow in ((packs,narrow),(packs,[]),(False,narrow),(False,[])):
@@ -315,7 +322,6 @@ class AnswerLoss:
                 if ok(run()): break
             except Exception: pass   # whatever a model's code makes of it, it can't be run so
         self.prefix = prefix
-        self.model.train(mode)
 
     def cut(self,
             lengths,  # tokens in each sequence
@@ -358,7 +364,7 @@ class _One:
     route = staticmethod(lambda owners, lengths=None: ExitStack())
     narrowed = staticmethod(lambda counts: ExitStack())
 
-# %% ../nbs/07b_lm.ipynb #47a5bf08
+# %% ../nbs/07b_lm.ipynb #db55e81c
 def new_cache(model): # a transformers model
     "An empty cache of keys and values."
     from transformers import DynamicCache
@@ -373,26 +379,40 @@ def greedy(model,        # a causal language model with its adapter
            rows,         # `LiveState` or `LoraStack`, whose adapters answer
            owners,       # the row of each prompt
            prefix=None,  # `Prefix` of the model
-          )->list:       # lists of token ids, without the end
+           answers=None, # right answers, lists of token ids, to have their losses too
+          ):             # lists of token ids, without the end; with `answers`, these and the (N,) sums of losses, in nats, or `None` where the cache can't be cut back
     "The likeliest token each time, for all prompts together."
     model = model.get_base_model() if hasattr(model, 'get_base_model') else model
     device,out,alive = model.device,[[] for _ in prompts],list(range(len(prompts)))
     ids,mask = (t.to(device) for t in pad_batch(prompts, pad, left=True))
+    scored = answers is not None
     growing = not getattr(model, '_is_stateful', False)   # a cache of keys and values; other kinds are done without
     cache = new_cache(model) if growing else None
     positions = 'position_ids' in inspect.signature(model.forward).parameters
     kept = _prompt_states(prefix, prompts, cache) if growing and prefix is not None else None
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _,args: (args[0][:,-1:],))
+    take,losses = -1,None   # the last so many positions have logits
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _,args: (args[0][:,take:],))
+    def run(ids, mask):
+        kwargs = dict(position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:,-ids.shape[1]:]) if positions else {}
+        return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=growing, **kwargs).logits
     try:
         while alive:
             with rows.route([owners[i] for i in alive]):
                 while True:
-                    kwargs = dict(position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:,-ids.shape[1]:]) if positions else {}
-                    with prefix.use(kept[0]) if kept else ExitStack():
-                        logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=growing, **kwargs).logits[:,-1]
+                    with prefix.use(kept[0]) if kept else ExitStack(): logits = run(ids, mask)[:,-1]
                     if kept:
                         for l in range(prefix.first): cache.update(kept[1+2*l], kept[2+2*l], l)
                         kept = None
+                    if answers is not None and growing and all(l.is_croppable for l in cache.layers):
+                        right,there = (t.to(device) for t in pad_batch(answers, pad))
+                        every,n = logits[:,None],right.shape[1] - 1
+                        if n:
+                            take = -n
+                            every = torch.cat([every, run(right[:,:-1], torch.cat([mask, there[:,:-1]], 1))], 1)
+                            cache.crop(-n)
+                            take = -1
+                        losses = (F.cross_entropy(every.float().mT, right, reduction='none')*there).sum(1)
+                    answers = None
                     new = logits.argmax(1)
                     tokens = new.tolist()
                     for i,t in zip(alive, tokens):
@@ -407,7 +427,7 @@ def greedy(model,        # a causal language model with its adapter
             ids,mask = ids[at],mask[at]
             if growing: cache.batch_select_indices(at)
     finally: hook.remove()
-    return out
+    return (out,losses) if scored else out
 
 # %% ../nbs/07b_lm.ipynb #68cf589c
 def _prompt_states(prefix, prompts, cache):

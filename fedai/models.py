@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cache_dir', 'embedded_smollm2', 'find_model', 'convert_gguf', 'get_tokenizer', 'new_token_ids', 'fit_embeddings',
-           'load_base', 'get_base_model', 'add_lora', 'get_model']
+           'fast_bf16', 'load_base', 'get_base_model', 'add_lora', 'get_model']
 
 # %% ../nbs/05_models.ipynb #51614c8a
 import importlib.util, os, re, shutil, tempfile, warnings
@@ -141,7 +141,7 @@ def _tiny_model(vocab_size):
     model.name_or_path = 'tiny'
     return model
 
-# %% ../nbs/05_models.ipynb #af6fcc71
+# %% ../nbs/05_models.ipynb #50a2ca30
 def new_token_ids(model,     # a causal language model
                   tokenizer, # its tokenizer
                   added=(),  # tokens known to be added, as text
@@ -159,10 +159,26 @@ def fit_embeddings(model,      # a causal language model; changed in place
         with _quiet(), keyed_torch(seed, 'embeddings'): model.resize_token_embeddings(len(tokenizer))
     return model
 
+def fast_bf16(cfg:FedConfig)->bool: # its `device`
+    "Is bfloat16 at home on the device? What 'auto' goes by: on a GPU that has it; a CPU may have it and still be no faster, so there it is used when asked for."
+    return (cfg.device.startswith('cuda') or cfg.device == 'auto') and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+def _quantised(cfg):
+    "What transformers needs to load a model in 4 bit."
+    if importlib.util.find_spec('bitsandbytes') is None: raise ImportError("dtype '4bit' needs an extra package: pip install 'fedai[quant]'")
+    from transformers import BitsAndBytesConfig
+    compute = torch.bfloat16 if fast_bf16(cfg) else torch.float32
+    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    return dict(dtype=compute, device_map={'': device}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute))
+
 def load_base(cfg:FedConfig): # a transformers causal language model
     "The model of `cfg.model` as it is kept, frozen."
     from transformers import AutoModelForCausalLM
-    model = _tiny_model(261).to(getattr(torch, cfg.dtype)) if cfg.model == 'tiny' else _loaded(AutoModelForCausalLM, cfg.model, dtype=getattr(torch, cfg.dtype))
+    if cfg.dtype == '4bit':
+        if cfg.model == 'tiny': raise ConfigError('dtype', "another than '4bit' for the tiny model, which is made and not loaded", cfg.dtype)
+        return _loaded(AutoModelForCausalLM, cfg.model, **_quantised(cfg)).requires_grad_(False)
+    dtype = getattr(torch, cfg.dtype) if cfg.dtype != 'auto' else torch.bfloat16 if fast_bf16(cfg) else torch.float32
+    model = _tiny_model(261).to(dtype) if cfg.model == 'tiny' else _loaded(AutoModelForCausalLM, cfg.model, dtype=dtype)
     return model.requires_grad_(False)
 
 def get_base_model(cfg:FedConfig, tokenizer=None): # tokenizer: `get_tokenizer(cfg)` when not given

@@ -30,7 +30,7 @@ from .utils import LazyList, atomic_file, write_json, write_text
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
 
-# %% ../nbs/12_servers.ipynb #6653f2b5
+# %% ../nbs/12_servers.ipynb #dcb1c67d
 class BaseServer:
     "Federated training; every client leaves a round with the average of those selected, weighted by their examples."
     one_model = True       # do all clients have the newest average, also those not selected, or each a state of its own?
@@ -98,7 +98,7 @@ class BaseServer:
             criterion = getattr(self, 'criterion', None) or getattr(model, 'criterion', None)
             if criterion is None: raise ConfigError('criterion', 'a loss function, given to the server or an attribute of the model', criterion)
             self.task,weights = ModuleTask(self.cfg, criterion),'model.safetensors'
-        self.model = model.to(self.device)
+        self.model = model if getattr(model, 'is_loaded_in_4bit', False) or getattr(model, 'is_loaded_in_8bit', False) else model.to(self.device)   # a quantised model stays where it was loaded
         self.live = LiveState(self.model)
         cfg = self.cfg
         if self.task_is_text and cfg.cache_prefix and decoder_layers(self.model)[1]:

@@ -6,7 +6,7 @@
 __all__ = ['Prepared', 'Job', 'get_accelerator', 'get_device', 'memory_bytes', 'TextTask', 'ModuleTask', 'round_lr',
            'get_optimizer', 'batch_indices', 'NonFiniteLoss', 'local_steps']
 
-# %% ../nbs/08_training.ipynb #64a5df93
+# %% ../nbs/08_training.ipynb #55ef05b8
 import inspect, json, math, os, warnings
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
@@ -15,21 +15,26 @@ import numpy as np, torch
 from xxhash import xxh3_64
 from .config import ConfigError, FedConfig
 from .data import DataError, Encoded, Prompter, by_length, encode_all
-from .lm import AnswerLoss, answer_losses, checkpointed, count_saved, greedy, offload_saved
+from .lm import AnswerLoss, answer_losses, at_rest, checkpointed, count_saved, greedy, offload_saved
 from .metrics import task_scores, text_scores
+from .models import fast_bf16
 from .rows import LiveState, LoraStack, ModuleStack, keyed_dropout
 from .utils import keyed_torch, rng
 
-# %% ../nbs/08_training.ipynb #c42431e5
+# %% ../nbs/08_training.ipynb #31614446
+def _cpu_bf16(): return any(getattr(torch.cpu, f'_is_{o}_supported', lambda: True)() for o in ('avx512_bf16','amx_tile'))
+
 def get_accelerator(cfg:FedConfig, # its `device` and `mixed_precision`
                    ): # an accelerate.Accelerator
     "accelerate as the config says, also when an earlier run in this process said otherwise."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    cpu = cfg.device == 'cpu'
+    cpu,precision = cfg.device == 'cpu',cfg.mixed_precision
+    if precision == 'auto': precision = 'bf16' if fast_bf16(cfg) else 'no'
+    elif precision == 'bf16' and not torch.cuda.is_available() and not _cpu_bf16(): warnings.warn("mixed_precision 'bf16': this CPU has no instructions for it, and may be many times slower than with 'no'")
     state,part = AcceleratorState._shared_state,PartialState._shared_state
-    if state and (state['_mixed_precision'] != cfg.mixed_precision or bool(part.get('_cpu')) != cpu): AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=cfg.mixed_precision, cpu=cpu)
+    if state and (state['_mixed_precision'] != precision or bool(part.get('_cpu')) != cpu): AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 def get_device(cfg:FedConfig)->torch.device:
     "The device that the config names; raises `ConfigError` where this machine doesn't have it."
@@ -53,7 +58,7 @@ def memory_bytes(cfg:FedConfig, # its `memory_gb`
     except (OSError,ValueError): pass
     return total//2
 
-# %% ../nbs/08_training.ipynb #10d2236b
+# %% ../nbs/08_training.ipynb #5085de52
 Prepared = namedtuple('Prepared', 'examples items dropped cut') # examples kept; what batches are made of; how many were dropped, how many had their prompt cut
 
 class TextTask:
@@ -86,7 +91,7 @@ class TextTask:
     @contextmanager
     def training(self, model):
         "How the model is while it trains: dropout in the LoRAs alone, and activations kept as the config says."
-        model.eval()
+        at_rest(model)
         with keyed_dropout(model) as self.draws, checkpointed(model) if self.cfg.gradient_checkpointing else ExitStack(): yield
 
     def pass_tokens(self, model)->int:
@@ -137,7 +142,7 @@ class TextTask:
                     datas, # row -> `Prepared`
                    )->dict: # row -> nats per answer token
         "Each row's mean loss over all answer tokens of its data."
-        rows.model.eval()
+        at_rest(rows.model)
         todo = [(k,e) for k,d in datas.items() for e in d.items]
         total,count = dict.fromkeys(datas, 0.),{k: sum(len(e.answer) for e in d.items) for k,d in datas.items()}
         for idx in by_length([len(e) for _,e in todo], self.cfg.eval_batch_size):
@@ -149,18 +154,21 @@ class TextTask:
     def answers(self,
                 rows,  # `LiveState` or `LoraStack`
                 datas, # row -> `Prepared`, whose prompts
-               )->dict: # row -> a string for each example
+               )->tuple: # (row -> a string for each example, row -> mean loss of the right answers)
         "Greedy answers, batched by length of the prompt; what the model's own generation config says beside where to stop is left out."
-        base = rows.model.eval().get_base_model() if hasattr(rows.model, 'get_base_model') else rows.model.eval()
+        model = at_rest(rows.model)
+        base = model.get_base_model() if hasattr(model, 'get_base_model') else model
         own = base.generation_config.eos_token_id
         ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-        todo = [(k,j,e.prompt) for k,d in datas.items() for j,e in enumerate(d.items)]
-        out = {k: [None]*len(d.items) for k,d in datas.items()}
-        for idx in by_length([len(p) for _,_,p in todo], self.cfg.eval_batch_size):
+        todo = [(k,j,e) for k,d in datas.items() for j,e in enumerate(d.items)]
+        out,total = {k: [None]*len(d.items) for k,d in datas.items()},dict.fromkeys(datas, 0.)
+        for idx in by_length([len(e.prompt) for _,_,e in todo], self.cfg.eval_batch_size):
             part = [todo[i] for i in sorted(idx)]
-            ids = greedy(base, [p for _,_,p in part], ends, self.pad, self.cfg.max_new_tokens, rows, [k for k,_,_ in part], self.prefix)
+            ids,sums = greedy(base, [e.prompt for _,_,e in part], ends, self.pad, self.cfg.max_new_tokens, rows, [k for k,_,_ in part], self.prefix, [e.answer for _,_,e in part])
+            if sums is None: total = None
+            for (k,_,_),s in zip(part, sums.tolist() if total else []): total[k] += s
             for (k,j,_),text in zip(part, self.tokenizer.batch_decode(ids, skip_special_tokens=True)): out[k][j] = text.strip()
-        return out
+        return out,{k: total[k]/sum(len(e.answer) for e in d.items) for k,d in datas.items()} if total else self.mean_losses(rows, datas)
 
     def scores(self, examples, answers)->dict:
         "Every text metric of some answers, and the task's own score where the data has one."
@@ -175,7 +183,7 @@ class TextTask:
                  datas, # row -> `Prepared`
                 )->dict: # row -> (metrics, answers)
         "Loss, and the scores of generated answers."
-        losses,said = self.mean_losses(rows, datas),self.answers(rows, datas)
+        said,losses = self.answers(rows, datas)
         return {k: (dict(task=d.examples[0].get('task') or '', n=len(said[k]), loss=losses[k], **self.scores(d.examples, said[k])),said[k]) for k,d in datas.items()}
 
 class ModuleTask:

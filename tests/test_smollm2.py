@@ -41,3 +41,33 @@ def test_the_demo_left_what_it_says(monkeypatch):
     s = Server_mira(cfg, get_client_data(cfg), callbacks=[])
     assert s.store.round == cfg.rounds and s.store.check() == []
     assert same_logits(s, cfg) == 8*cfg.keep_rounds
+
+def test_a_four_bit_base(make_cfg):
+    "NF4: the base keeps its bits, clients train together as they do one by one, and the loss falls."
+    pytest.importorskip('bitsandbytes')
+    from conftest import client_data
+    moves = []
+    for engine in ('batched','sequential'):
+        s = Server_mira(make_cfg(model='smollm2', dtype='4bit', engine=engine, rounds=1, local_step=3, lr=.05, optimizer='SGD', num_clients=2), client_data(2), callbacks=[])
+        base = s.model.get_base_model()
+        assert type(base.model.layers[0].self_attn.k_proj).__name__ == 'Linear4bit' and base.get_memory_footprint() < 250e6
+        frozen,c = s.live.frozen_checksum(),s.client_list[0]
+        start,before = s.store.load_row(0, 0),s.task.mean_losses(s.live, {0: c.train_data})[0]
+        s.fit()
+        s.send(c)
+        assert s.live.frozen_checksum() == frozen and s.task.mean_losses(s.live, {0: c.train_data})[0] < before
+        moves.append(s.store.load_row(0).view(torch.float32) - start.view(torch.float32))
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > .999
+
+@pytest.mark.parametrize('layers', ['all','last:10'])
+def test_together_equals_one_by_one(make_cfg, layers):
+    from conftest import client_data
+    moves = []
+    for engine in ('batched','sequential'):
+        s = Server_mira(make_cfg(model='smollm2', engine=engine, adapt_layers=layers, rounds=1, local_step=3, lr=.05, optimizer='SGD', num_clients=3), client_data(3), callbacks=[])
+        s.fit()
+        moves.append([s.store.load_row(k).view(torch.float32) - s.store.load_row(k, 0).view(torch.float32) for k in range(3)])
+        moves[-1].append([m['loss'] for m in s.test().values()])
+    for a,b in zip(*moves[:2]):
+        if isinstance(a, list): assert a == pytest.approx(b, rel=1e-4)
+        else: assert (a - b).abs().max() < 1e-3*a.abs().max()
