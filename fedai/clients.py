@@ -12,17 +12,18 @@ from functools import cached_property
 from .data import DataError
 from .training import Job, Prepared, local_steps
 
-# %% ../nbs/09_clients.ipynb #6c434af7
+# %% ../nbs/09_clients.ipynb #efcd4ebd
 class BaseClient:
     "A client that trains the model it is sent on its own data."
     def __init__(self,
                  server, # has cfg, task, live, lst_data_dict
-                 id:int, # 0 to K-1: the client's place in `lst_data_dict`
+                 id:int, # 0 to K-1: the client's place in `lst_data_dict`; higher for a further row of a client
                 ):
         self.server,self.id,self.cfg = server,id,server.cfg
+        self.place = id % len(server.lst_data_dict)   # an algorithm may keep further rows for a client, under higher ids
 
     def _prepared(self, split):
-        data = self.server.task.prepare(self.server.lst_data_dict[self.id][split], f'client {self.id}, {split}')
+        data = self.server.task.prepare(self.server.lst_data_dict[self.place][split], f'client {self.id}, {split}')
         if not len(data.items): raise DataError(f"client {self.id}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
         if data.dropped or data.cut:
             warnings.warn(f"client {self.id}, {split}: {data.dropped} examples dropped and {data.cut} prompts cut to fit in `max_length` {self.cfg.max_length}")
@@ -54,10 +55,12 @@ class BaseClient:
 
     def job(self,
             rows, # `LiveState` or a stack that holds this client's state
-            k=0,  # as its k-th row
+            k,    # as its k-th row
+            comm_round:int, # t, from 0
            )->Job:
         "What there is to train."
-        return Job(self.id, self.train_data.items, self.cfg, self.penalty({n: t.detach().clone() for n,t in rows.named(k).items()}))
+        only = getattr(self.server, 'trained_tensors', lambda t: None)(comm_round)
+        return Job(self.id, self.train_data.items, self.cfg, self.penalty({n: t.detach().clone() for n,t in rows.named(k).items()}), only)
 
     def report(self,
                out:dict, # what `local_steps` says of this client
@@ -68,7 +71,7 @@ class BaseClient:
 
     def train(self, comm_round:int)->dict: # as `report` gives
         "Train the live model, which holds this client's state, for one round. A class that overrides this trains one by one."
-        return self.report(local_steps(self.server.live, self.server.task, [self.job(self.server.live)], comm_round)[0])
+        return self.report(local_steps(self.server.live, self.server.task, [self.job(self.server.live, 0, comm_round)], comm_round)[0])
 
     def loss(self)->float: # mean test loss
         "Mean loss of the live model on this client's test data."
@@ -79,7 +82,7 @@ class BaseClient:
         return self.server.task.evaluate(self.server.live, {0: self.test_data})[0]
 
     def __repr__(self):
-        d = self.server.lst_data_dict[self.id]
+        d = self.server.lst_data_dict[self.place]
         return f"{type(self).__name__}({self.id}): {len(d['train'])} train, {len(d['test'])} test examples"
 
 class Client_mira(BaseClient):

@@ -77,7 +77,7 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #3731481d
+# %% ../nbs/00_config.ipynb #d0ce5695
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -102,6 +102,9 @@ class FedConfig:
     prefix_dtype:str = opt('same', 'run', choices=('same','bfloat16','float16')) # what they are kept in: 'same' is exact
 
     # federation
+    name:str = opt('mira', 'federation') # the algorithm; `fedai algorithms` lists them
+    algorithm_args:dict = opt({}, 'federation') # its own settings, such as `{mu: 0.1}` for fedprox
+    imports:list = opt([], 'federation', result=False) # Python files or modules that are imported first, such as one with an algorithm of your own
     num_clients:int = opt(8, 'federation', lo=1) # clients in the federation, K
     m:float = opt(1., 'federation', above=0, hi=1) # share of clients selected in a round
     rounds:int = opt(10, 'federation', lo=0, result=False) # communication rounds in all

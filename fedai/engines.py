@@ -48,7 +48,7 @@ class SequentialEngine:
             self.server.live.load(row_of(c))
             yield c,*(c.evaluate() if scores else (dict(loss=c.loss()),None))
 
-# %% ../nbs/10_engines.ipynb #30c0e79b
+# %% ../nbs/10_engines.ipynb #6ec6c429
 class BatchedEngine(SequentialEngine):
     "Clients of a round in one batch over the frozen model."
     def __init__(self, server):
@@ -78,7 +78,10 @@ class BatchedEngine(SequentialEngine):
         return [ids[i:i+self.size] for i in range(0, len(ids), self.size)]
 
     def _rows(self, rows):
-        "A stack that holds these rows."
+        "A stack that holds these rows; the live model, where there is one."
+        if len(rows) == 1:
+            self.server.live.load(rows[0])
+            return self.server.live
         if self._stack is None or self._stack.K != len(rows): self._stack = (LoraStack if self.server.task_is_text else ModuleStack)(self.server.live, len(rows))
         for k,r in enumerate(rows): self._stack.load(r, k)
         return self._stack
@@ -87,7 +90,7 @@ class BatchedEngine(SequentialEngine):
         "Stack the clients' states, let them train together, and take the states back."
         clients = list(clients)
         rows = self._rows([self.server.row_of(c) for c in clients])
-        out = local_steps(rows, self.server.task, [c.job(rows, k) for k,c in enumerate(clients)], comm_round)
+        out = local_steps(rows, self.server.task, [c.job(rows, k, comm_round) for k,c in enumerate(clients)], comm_round)
         for k,c in enumerate(clients): yield Reply(c.id, rows.state(k), c.report(out[k]))
 
     def test(self, clients, row_of, scores=True):

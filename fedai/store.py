@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #181110dc
+# %% ../nbs/06_store.ipynb #3787987f
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -235,6 +235,7 @@ class AdapterStore:
                  weights='adapter_model.safetensors', # name of the file with the row
                 ):
         self.root,self.keep_rounds,self.keep_trained,self.weights = Path(root),keep_rounds,keep_trained,weights
+        self.private = range(0)   # ids that keep a state of their own where others share one
         self.read_state()
 
     @property
@@ -260,7 +261,7 @@ class AdapterStore:
     def _where(self, id):
         "The client and folder that a client's committed state is found under."
         own = int(id),self.latest.get(int(id), 0)
-        return self.shared if self.shared and own[1] < self.shared[1] else own
+        return self.shared if self.shared and own[1] < self.shared[1] and own[0] not in self.private else own
 
     def read_state(self):
         "Take up what `state.json` says."

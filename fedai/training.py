@@ -286,11 +286,11 @@ def batch_indices(n:int,          # examples
     need = steps*batch_size
     return np.concatenate([gen.permutation(n) for _ in range(-(-need//n))])[:need].reshape(steps, batch_size)
 
-# %% ../nbs/08_training.ipynb #4d3a259f
+# %% ../nbs/08_training.ipynb #cf3b725f
 class NonFiniteLoss(RuntimeError):
     "A loss or gradient that is NaN or infinite: names client, round and step."
 
-Job = namedtuple('Job', 'id items cfg penalty', defaults=[None]) # client; its training items; its settings; a function of its named tensors that is added to each step's loss, or `None`
+Job = namedtuple('Job', 'id items cfg penalty only', defaults=[None,None]) # client; its training items; its settings; a function of its named tensors that is added to each step's loss; names of the tensors that are trained; `None`: no term, all tensors
 
 _elementwise = {'SGD','Adam','AdamW','Adamax','NAdam','RAdam','RMSprop','Adagrad','Adadelta','Rprop','ASGD'}
 
@@ -304,12 +304,12 @@ def local_steps(rows,           # `LiveState`, or a stack, holding the clients' 
     opts,params,plans,streams = {},[],[],[]
     for k,j in enumerate(jobs):
         c = j.cfg
-        params.append(rows.params(k, c.optimizer in _elementwise))
+        params.append(rows.params(k, c.optimizer in _elementwise) if j.only is None else [t for n,t in rows.named(k).items() if n in j.only])
         opts.setdefault((c.optimizer,json.dumps(c.optimizer_args),round_lr(c, comm_round)), []).append(k)
         plans.append(batch_indices(len(j.items), min(c.batch_size, len(j.items)), c.local_step, rng(c.seed, 'batches', comm_round, j.id)))
         streams.append(keyed_torch(c.seed, 'train', comm_round, j.id))
     opts = [get_optimizer(jobs[ks[0]].cfg, [p for k in ks for p in params[k]], lr) for (_,_,lr),ks in opts.items()]   # clients that are alike share one, each with its own moments
-    named = [rows.named(k) if j.penalty else None for k,j in enumerate(jobs)]
+    named = [rows.named(k) if j.penalty or j.only is not None else None for k,j in enumerate(jobs)]
     losses,tokens,padded = [[] for _ in jobs],[0]*len(jobs),[0.]*len(jobs)
     with task.training(rows.model), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='grad and param do not obey')   # a stack's gradients lie row by row, as its parameters do
@@ -323,6 +323,9 @@ def local_steps(rows,           # `LiveState`, or a stack, holding the clients' 
             extra = [torch.as_tensor(jobs[k].penalty(named[k])) if jobs[k].penalty else torch.zeros(()) for k in now]
             for e in extra:
                 if e.requires_grad: acc.backward(e)
+            for k in now:   # what isn't trained has no part in the norm
+                for name,t in named[k].items() if jobs[k].only is not None else ():
+                    if name not in jobs[k].only and t.grad is not None: t.grad.zero_()
             means = [m + e.item() for m,e in zip(means.tolist(), extra)]
             norms = rows.clip([math.inf if j.cfg.grad_clip is None else j.cfg.grad_clip for j in jobs])
             sizes = {k: task.size(work[k]) for k in now}
