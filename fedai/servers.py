@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #72ba8e44
-import json, os, warnings
+# %% ../nbs/12_servers.ipynb #fa1c9d0c
+import inspect, json, os, warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from .config import ConfigError, FedConfig, dump_config, load_config, near
 from .data import check_example, commonest_answer
 from .engines import get_engine
 from .lm import Prefix, decoder_layers
-from .graphs import average_matrix, check_graph, complete_graph, effective_pull, load_graph, max_degree, mira_matrix, random_graph, task_graph
+from .graphs import (average_matrix, check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph, random_graph, ring_graph,
+                          similarity_graph, state_similarity, subgraph, task_graph)
 from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
-from .selection import uniform_selection
-from .store import AdapterStore, StoreError, _link
+from .selection import availability_selection, neighbourhood_selection, round_robin_selection, uniform_selection, weighted_selection
+from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Progress
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
@@ -30,7 +31,16 @@ from .utils import LazyList, atomic_file, write_json, write_text
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
 
-# %% ../nbs/12_servers.ipynb #61f1506b
+# %% ../nbs/12_servers.ipynb #21530ed6
+def _called(field, kind, f, args):
+    "`f(**args)`; raises `ConfigError` for arguments that it doesn't have."
+    known = list(inspect.signature(f).parameters)
+    for k in args:
+        if k not in known: raise ConfigError(field, f'settings of {kind}, which has {", ".join(known) or "none"}' + near(k, known), args)
+    try: return f(**args)
+    except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
+
+# %% ../nbs/12_servers.ipynb #bfeeecb1
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -166,7 +176,7 @@ class BaseServer:
         if type(self).fixed_rounds and (old := load_config(root/'config.yaml').rounds) != cfg.rounds: raise ConfigError('rounds', f'{old}, as in the run in {root} ({self.name} does something else in its last round)', cfg.rounds)
         if there > cfg.rounds: raise ConfigError('rounds', f'at least {there}, which the run in {root} has done', cfg.rounds)
         saved = self.store.folder(there)/'graph.npy'
-        if self.alk_connection is not None and saved.exists() and not np.array_equal(np.load(saved), self.alk_connection):
+        if self.alk_connection is not None and not getattr(self, 'learns_graph', False) and saved.exists() and not np.array_equal(np.load(saved), self.alk_connection):
             raise ConfigError('graph', f'the graph of the run in {root} (or another `output_dir`)', 'another one')
 
     @cached_property
@@ -180,8 +190,13 @@ class BaseServer:
         return {i: self.store._where(i)[1] for i in range(self.num_clients)}
 
     def client_selection(self)->list: # a list of client ids for each round
-        "Who takes part, for all rounds; uniform without replacement."
-        return uniform_selection(self.num_clients, self.cfg.m, self.cfg.rounds, self.cfg.seed)
+        "Who takes part, for all rounds, as the config's `selection` says."
+        cfg,K = self.cfg,self.num_clients
+        kind,args = cfg.selection,(cfg.m, cfg.rounds, cfg.seed)
+        if kind == 'neighbourhood' and (self.alk_connection is None or not self.alk_connection.any()): raise ConfigError('selection', 'another than neighbourhood for an algorithm without a graph that is known before', kind)
+        def available(available): return availability_selection(available, *args)
+        return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection([len(d['train']) for d in self.lst_data_dict], *args),
+                                                    neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available)[kind], cfg.selection_args)
 
     def row_ids(self, ids)->list: # ids of rows
         "The rows that a round trains and mixes for these clients; an algorithm may keep several for each."
@@ -357,7 +372,7 @@ class BaseServer:
 
     def __repr__(self): return f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
 
-# %% ../nbs/12_servers.ipynb #7a2b6bed
+# %% ../nbs/12_servers.ipynb #77d99bd2
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):
     "MIRA: every client keeps its own adapter, and is pulled towards those of its neighbours on the graph."
     one_model,client_class = False,Client_mira
@@ -378,12 +393,33 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
         "The client graph: the `graph` given to the server, or the one that the config names."
         g,K = getattr(self, 'graph', self.cfg.graph),self.num_clients
         if not isinstance(g, (str,Path)): return check_graph(g, K)
-        g = str(g)
-        if g == 'random': return random_graph(K, self.cfg.seed)
-        if g == 'complete': return complete_graph(K)
-        if g != 'tasks': return load_graph(g, K)
-        if self.tasks is None: raise ConfigError('graph', "'random', 'complete' or a file where examples have no `task`", g)
-        return task_graph(self.tasks)
+        seed,g = self.cfg.seed,str(g)
+        def tasks():
+            if self.tasks is None: raise ConfigError('graph', "'random', 'complete' or a file where examples have no `task`", g)
+            return task_graph(self.tasks)
+        def learned(measure='states', top_k=None, threshold=None, temperature=None, symmetrise='mean'):
+            if measure not in ('states','updates'): raise ConfigError('graph_args: measure', "'states' or 'updates'", measure)
+            similarity_graph(np.eye(2), top_k, threshold, temperature, symmetrise)   # so that a wrong setting is found now
+            return np.zeros((K,K))   # none before the first round
+        kinds = dict(random=lambda: random_graph(K, seed), complete=lambda: complete_graph(K), tasks=tasks, learned=learned, ring=lambda neighbours=1: ring_graph(K, neighbours), erdos_renyi=lambda p: erdos_renyi_graph(K, p, seed))
+        return _called('graph_args', g, kinds.get(g, lambda: load_graph(g, K)), self.cfg.graph_args)
+
+    @property
+    def learns_graph(self)->bool: return isinstance(g := getattr(self, 'graph', self.cfg.graph), str) and g == 'learned'
+
+    def learned_graph(self,
+                      ids,            # the clients of the round, whose states as trained are in the store
+                      comm_round:int, # t, from 0
+                     )->np.ndarray:   # (n, n)
+        "A graph from how alike clients' LoRAs are (their products B A, which don't depend on how they are factored; of other models the states), or what they learned in this round."
+        args = dict(self.cfg.graph_args)
+        rows = [read_row(self.store.path(i, comm_round+1, 'trained')/self.store.weights, self.store.layout)[1] for i in ids]
+        states = [{n: v[n] for n in self.live.tensors} for v in map(self.store.layout.views, rows)]
+        if args.pop('measure', 'states') == 'updates':
+            sent = [self.store.layout.views(self.row_of(self.client(i))) for i in ids]
+            return similarity_graph(state_similarity([{n: t - b[n] for n,t in a.items()} for a,b in zip(states, sent)]), **args)
+        alike = lora_similarity if self.task_is_text and all('lora_' in n for n in self.live.tensors) else state_similarity
+        return similarity_graph(alike(states), **args)
 
     @property
     def alk_connection(self)->np.ndarray: # (K, K) weights a_kl
@@ -395,14 +431,32 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
     def step_size(self, comm_round:int)->float: # s = ηλ, dimensionless
         "ηλ of a round: from `lambda_` and the round's learning rate, or from `coupling` and the graph's largest degree."
         if self.cfg.lambda_ is not None: return round_lr(self.cfg, comm_round)*self.cfg.local_step*self.cfg.lambda_
-        return self.cfg.coupling/(max_degree(self.alk_connection) or 1.)
+        return self.cfg.coupling/(max_degree(normalise_graph(self.alk_connection, self.cfg.normalise)) or 1.)
+
+    def round_graph(self, ids, comm_round:int)->np.ndarray: # (n, n) weights, in the order of `ids`
+        "The graph between the clients of a round; a learned one is learned here."
+        if self.learns_graph:
+            A = np.zeros((self.num_clients,)*2)
+            A[np.ix_(ids, ids)] = self.learned_graph(ids, comm_round)
+            self._A = A
+        return subgraph(normalise_graph(self.alk_connection, self.cfg.normalise), ids, self.cfg.renormalize)
 
     def mixing_matrix(self, ids, comm_round:int)->np.ndarray:
         "I - ηλ L on the graph between the selected clients."
-        return mira_matrix(self.alk_connection[np.ix_(ids, ids)], self.step_size(comm_round))
+        self._round = self.round_graph(ids, comm_round)
+        return mira_matrix(self._round, self.step_size(comm_round))
+
+    def record(self, comm_round, ids, metrics, M)->dict:
+        "Also what the round's graph was: its parts, its spectrum."
+        order = np.argsort(ids)   # the record doesn't depend on it
+        facts = graph_facts(self._round[np.ix_(order, order)], self.step_size(comm_round)) if len(ids) <= 1000 else None   # eigenvalues of larger ones take seconds
+        return {**super().record(comm_round, ids, metrics, M), 'graph': facts}
 
     def check(self):
         super().check()
+        if self.cfg.renormalize and self.cfg.normalise == 'row': raise ConfigError('renormalize', 'false with `normalise: row`', True)
+        self.alk_connection   # made now, where it wasn't yet, so that a wrong setting of it is found
+        if self.learns_graph: return
         seen = set()
         for t,ids in enumerate(self.selection):
             key = (tuple(ids), self.step_size(t))

@@ -6,6 +6,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from conftest import TASKS, client_data
 from fedai.clients import BaseClient, Client_mira
+from fedai.config import ConfigError
 from fedai.data import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
@@ -231,3 +232,47 @@ def test_a_transformers_model_gets_the_lora_of_the_config(make_cfg):
     run(b, model=get_base_model(b))
     assert weights(Path(a.output_dir)/'1'/'local_output_3').keys() == weights(Path(b.output_dir)/'1'/'local_output_3').keys()
     assert run_files(a.output_dir)['1/local_output_3/adapter_model.safetensors'] == run_files(b.output_dir)['1/local_output_3/adapter_model.safetensors']
+
+@pytest.mark.parametrize('kw', [dict(graph='ring', graph_args={'neighbours': 1}), dict(graph='erdos_renyi', graph_args={'p': .7}), dict(graph='complete', normalise='row'), dict(graph='random', normalise='symmetric', m=.5, renormalize=True), dict(graph='random', normalise='max_degree')], ids=str)
+def test_graphs_of_the_config(make_cfg, kw):
+    from fedai.graphs import mira_matrix, normalise_graph, subgraph
+    seen = []
+    class See(Callback):
+        def after_mix(self, server, t, M): seen.append((server.selection[t], M))
+    s = Server_mira(make_cfg(**kw), client_data(4), callbacks=[See()])
+    h = s.fit()
+    A = normalise_graph(s.alk_connection, s.cfg.normalise)
+    for ids,M in seen:
+        assert np.allclose(M, mira_matrix(subgraph(A, ids, s.cfg.renormalize), .5/A.sum(1).max())) and np.allclose(M.sum(1), 1)
+    assert h[0]['graph']['components'] >= 1 and h[0]['graph']['lambda_max'] >= 0
+
+@pytest.mark.parametrize('args', [dict(), dict(top_k=1), dict(measure='updates', temperature=.5)], ids=str)
+def test_a_learned_graph(make_cfg, args):
+    "Learned from the trained states of the round, saved with it, and the same after a stop."
+    from fedai.graphs import lora_similarity, similarity_graph
+    kw = dict(graph='learned', graph_args=args, m=.75, rounds=3, lr=1e-2, keep_trained=True, keep_rounds=5)
+    s = Server_mira(make_cfg(**kw), client_data(4), callbacks=[])
+    whole = s.fit()
+    for t,ids in enumerate(s.selection):
+        A = np.load(s.store.folder(t+1)/'graph.npy')
+        assert A.any() and set(np.flatnonzero(A.any(1))) <= set(ids)
+        if args.get('measure') != 'updates':
+            states = [load_file(s.store.path(i, t+1, 'trained')/'adapter_model.safetensors') for i in ids]
+            assert np.allclose(A[np.ix_(ids, ids)], similarity_graph(lora_similarity(states), **args))
+    cfg = make_cfg(**kw)
+    Server_mira(cfg.replace(rounds=1), client_data(4), callbacks=[]).fit()
+    assert Server_mira(cfg, client_data(4), callbacks=[]).fit() == whole
+
+@pytest.mark.parametrize('kw,sizes', [(dict(selection='weighted', m=.5), 2), (dict(selection='round_robin', m=.25), 1), (dict(selection='neighbourhood', m=.5, graph='ring'), 2)], ids=str)
+def test_selections_of_the_config(make_cfg, kw, sizes):
+    s = Server_mira(make_cfg(rounds=4, **kw), client_data(4), callbacks=[])
+    assert [len(o) for o in s.selection] == [sizes]*4
+    if kw['selection'] == 'round_robin': assert sorted(sum(s.selection, [])) == [0,1,2,3]
+    if kw['selection'] == 'neighbourhood': assert all(s.alk_connection[np.ix_(o, o)].any() for o in s.selection)
+    assert len(s.fit()) == 4
+
+@pytest.mark.parametrize('kw,message', [(dict(graph='ring', graph_args={'p': 1}), '`graph_args`: expected settings of ring, which has neighbours'), (dict(graph='erdos_renyi'), '`graph_args`: expected settings of erdos_renyi'), (dict(graph='learned', graph_args={'measure': 'x'}), "`graph_args: measure`: expected 'states' or 'updates'"),
+                                        (dict(graph='learned', graph_args={'top_k': 0}), '`top_k`: expected at least 1'), (dict(normalise='row', renormalize=True), '`renormalize`: expected false'), (dict(selection='availability'), '`selection_args`: expected settings of availability'),
+                                        (dict(selection='availability', selection_args={'available': 'no.csv'}), '`available`: expected a readable .csv'), (dict(selection='neighbourhood', graph='learned'), '`selection`: expected another than neighbourhood'), (dict(graph_args={'p': 1}), 'settings of random, which has none')], ids=str)
+def test_bad_graph_and_selection_settings(make_cfg, kw, message):
+    with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(**kw), client_data(4), callbacks=[])
