@@ -72,7 +72,7 @@ def training(model, layers, K, b, repeats):
     cfg,live,task = parts(model, layers, steps, b)
     vocab = live.model.config.vocab_size if model != 'tiny' else 256
     clients = [examples(b*steps, k, vocab) for k in range(K)]   # of each, all are used
-    start,stack,few = live.row.clone(),LoraStack(live, K),min(K, 4)
+    start,stack,few = live.row.clone(),LoraStack(live, K) if K > 1 else live,min(K, 4)   # as the engine does
     tokens = lambda ks: sum(len(e) for k in ks for e in clients[k])
     pads = {}
     def alone():

@@ -79,13 +79,14 @@ class Server_fedu(Server_mira, name='fedu', paper='Dinh et al., 2022, arXiv:2102
         super().check()
         if self.cfg.optimizer != 'SGD': raise ConfigError('optimizer', "'SGD' for fedu (mira takes any)", self.cfg.optimizer)
 
-# %% ../nbs/13_algorithms.ipynb #37653405
+# %% ../nbs/13_algorithms.ipynb #539bde21
 class _Factors(BaseServer):
     "What is for LoRA only."
     def factor(self, X)->set: return {n for n in self.live.tensors if n.endswith(f'lora_{X}.weight')}
     def check(self):
         super().check()
         if not self.factor('A'): raise ConfigError('name', 'an algorithm for models without a LoRA', self.name)
+        if self.cfg.space == 'product': raise ConfigError('space', f"'factors' for {self.name}, which treats A and B apart", 'product')
 
 class Server_ffa(_Factors, name='ffa', paper='FFA-LoRA, Sun et al., 2024, arXiv:2403.12313'):
     "fedavg with A as it was drawn: only B is trained and averaged, so that the average of the products is exact."

@@ -77,7 +77,7 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #945b8ecc
+# %% ../nbs/00_config.ipynb #174243ab
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -114,6 +114,7 @@ class FedConfig:
     selection_args:dict = opt({}, 'federation') # its settings: `{available: FILE.csv}` for availability, a line of 0 and 1 for each round
     graph:str = opt('random', 'federation') # 'random' (the seed's), 'tasks' (1 between clients with the same task), 'complete', 'ring', 'erdos_renyi', 'learned' (anew in each round, from how alike the trained states are), or a file: .npy or .csv with a (K, K) array, .edges or .txt with lines `i j weight`
     graph_args:dict = opt({}, 'federation') # its settings: `{neighbours: 2}` for ring, `{p: 0.3}` for erdos_renyi; for learned `measure` ('states' or 'updates'), `top_k`, `threshold`, `temperature`, `symmetrise`
+    space:str = opt('factors', 'federation', choices=('factors','product')) # what M is applied to: a LoRA's A and B, each for itself, or their product, cut back to the rank
     normalise:str = opt('none', 'federation', choices=('none','max_degree','row','symmetric')) # scale the graph's weights by the clients' degrees
     renormalize:bool = opt(False, 'federation') # make up for neighbours that don't take part in a round
 

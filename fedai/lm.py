@@ -279,7 +279,7 @@ def _narrowed(modules, rows, batch, at):
         for m in modules: todo.enter_context(_forward_as(m, some(m.forward)))
         yield
 
-# %% ../nbs/07b_lm.ipynb #3ddd1251
+# %% ../nbs/07b_lm.ipynb #aaab0a50
 def at_rest(model): # a module; returned
     "The model without dropout: `eval()`, but for layers of bitsandbytes, which repack their weights once they are told so and can't be trained through afterwards."
     model.eval()
@@ -331,7 +331,7 @@ class AnswerLoss:
         if self._packed(lengths): return cut_even(lengths, most)
         return [sorted(c) for c in cut_passes(lengths, most, 64 if self.model.device.type == 'cpu' else 1024)]
 
-    def _packed(self, lengths): return self.packs and not (self.window and max(lengths) > self.window)
+    def _packed(self, lengths): return self.packs and len(lengths) > 1 and not (self.window and max(lengths) > self.window)   # one sequence alone has no padding
 
     @contextmanager
     def over(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #fa1c9d0c
+# %% ../nbs/12_servers.ipynb #4275fcab
 import inspect, json, os, warnings
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from .graphs import (average_matrix, check_graph, complete_graph, effective_pull
                           similarity_graph, state_similarity, subgraph, task_graph)
 from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
+from .product import product_mix
 from .selection import availability_selection, neighbourhood_selection, round_robin_selection, uniform_selection, weighted_selection
 from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Progress
@@ -40,7 +41,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #bfeeecb1
+# %% ../nbs/12_servers.ipynb #a91c1fe9
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -263,9 +264,24 @@ class BaseServer:
         "W <- M W over the trained states of a round, all from the same W."
         M = np.asarray(self.mixing_matrix(ids, comm_round), dtype=np.float64)
         if M.shape != (len(ids),len(ids)) or not np.isfinite(M).all(): raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a finite ({len(ids)}, {len(ids)}) array, got shape {M.shape}" + ('' if np.isfinite(M).all() else ' with NaN or infinity'))
-        self.store.mix(ids, M, comm_round+1, self.kept_tensors(comm_round))
+        kept = self.kept_tensors(comm_round)
+        if self.cfg.space == 'factors': self.store.mix(ids, M, comm_round+1, kept)
+        else: self.store.mix_by(ids, M, comm_round+1, self._products(kept))
         self._save_graph(comm_round+1)
         return M
+
+    def _products(self, kept):
+        "What is mixed by its product, a LoRA at a time, and how; what is no LoRA is mixed as it is."
+        def pair(b, a):
+            def f(M, old):
+                new = product_mix(M, [o[b] for o in old], [o[a] for o in old])
+                return [{b: B, a: A} for B,A in new]
+            return [b,a],f
+        def plain(n): return [n],lambda M, old: [{n: y.view(old[0][n].shape)} for y in torch.from_numpy(M).to(torch.float64) @ torch.stack([o[n].flatten().double() for o in old])]
+        names = [n for n,t in self.live.views.items() if t.is_floating_point() and n not in kept]
+        loras = [(n, n.replace('lora_B', 'lora_A')) for n in names if n.endswith('lora_B.weight') and n.replace('lora_B', 'lora_A') in names]
+        done = {n for p in loras for n in p}
+        return [pair(*p) for p in loras] + [plain(n) for n in names if n not in done]
 
     def _save_graph(self, round):
         if self.alk_connection is None: return
@@ -277,6 +293,7 @@ class BaseServer:
 
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
+        if self.cfg.space == 'product' and not any(n.endswith('lora_B.weight') for n in self.live.tensors): raise ConfigError('space', "'factors' for a model without a LoRA", 'product')
         params = [torch.nn.Parameter(torch.zeros_like(p, device='cpu')) for p in self.live.views.values() if p.is_floating_point()]
         opt = get_optimizer(self.cfg, params, self.cfg.lr)
         for p in params: p.grad = torch.zeros_like(p)

@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #3787987f
+# %% ../nbs/06_store.ipynb #a561bdcd
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -425,6 +425,37 @@ class AdapterStore:
             _flush([f/name for f in folders for name in (self.weights, *self.files)])
             _flush(folders)
         self.checksums[round] = {i: new[k] if k in new else json.loads(self._done(i, round).read_text())['checksum'] for k,i in enumerate(ids)}
+
+    def mix_by(self,
+               ids,           # clients whose trained states are mixed
+               M:np.ndarray,  # (K, K) mixing matrix, rows and columns in the order of `ids`
+               round:int,     # the folder of the trained states, where the mixed ones go too
+               parts,         # (names, f): f(M, K dicts name -> tensor) gives as many dicts; what no part names stays as trained
+              ):
+        "As `mix`, where the new tensors are another function of M and the old ones; part by part, so that one part of all rows is in memory. Rows of the identity stay as they are."
+        order = np.argsort(ids, kind='stable')
+        ids,M = [int(ids[i]) for i in order],np.asarray(M, dtype=np.float64)[np.ix_(order, order)]
+        folders,trained = [self.path(i, round) for i in ids],[self.path(i, round, 'trained') for i in ids]
+        same = [np.array_equal(M[k], np.eye(1, len(ids), k)[0]) for k in range(len(ids))]
+        with _on_disk(f'the mixed states of round {round}', self.round):
+            for f,t,s in zip(folders, trained, same):
+                shutil.rmtree(f, ignore_errors=True)
+                f.mkdir(parents=True)
+                (_link if s else shutil.copyfile)(t/self.weights, f/self.weights)
+            for names,f in parts:
+                old = [{n: v[n] for n in names} for v in (self.layout.views(read_row(t/self.weights, self.layout)[1]) for t in trained)]
+                for folder,s,new in zip(folders, same, f(M, old)):
+                    if s: continue
+                    with open(folder/self.weights, 'r+b') as file:
+                        for n in names:
+                            dt,shape,a,b = self.layout.tensors[n]
+                            if new[n].shape != shape or not torch.isfinite(new[n]).all(): raise StoreError(f"mixing: `{n}` must be finite and of shape {shape}, got {tuple(new[n].shape)}")
+                            file.seek(len(self.layout.header) + a)
+                            file.write(new[n].to(dt).contiguous().reshape(-1).view(torch.uint8).numpy())
+            for f in folders: self._finish(f)
+            _flush([f/name for f in folders for name in (self.weights, *self.files)])
+            _flush(folders)
+        self.checksums[round] = {i: xxh3_64((f/self.weights).read_bytes()).hexdigest() for i,f in zip(ids, folders)}
 
     def commit(self,
                round:int,   # the folder with the round's mixed states
