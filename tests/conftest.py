@@ -3,7 +3,12 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 import matplotlib
 matplotlib.use('agg')
 import pytest
+from hypothesis import settings
 from fedai.config import FedConfig
+
+# the same examples in every run, so that a failure can be repeated; `HYPOTHESIS_PROFILE=default` draws new ones
+settings.register_profile('same', derandomize=True)
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'same'))
 
 TASKS = {'gcd': dict(min_value=2, max_value=30), 'products': dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)}
 
