@@ -48,7 +48,7 @@ class SequentialEngine:
             self.server.live.load(row_of(c))
             yield c,*(c.evaluate() if scores else (dict(loss=c.loss()),None))
 
-# %% ../nbs/10_engines.ipynb #6ec6c429
+# %% ../nbs/10_engines.ipynb #9d8fff06
 class BatchedEngine(SequentialEngine):
     "Clients of a round in one batch over the frozen model."
     def __init__(self, server):
@@ -90,7 +90,8 @@ class BatchedEngine(SequentialEngine):
         "Stack the clients' states, let them train together, and take the states back."
         clients = list(clients)
         rows = self._rows([self.server.row_of(c) for c in clients])
-        out = local_steps(rows, self.server.task, [c.job(rows, k, comm_round) for k,c in enumerate(clients)], comm_round)
+        call = getattr(self.server, 'call', None)
+        out = local_steps(rows, self.server.task, [c.job(rows, k, comm_round) for k,c in enumerate(clients)], comm_round, call and (lambda done, steps: call('after_step', comm_round, done, steps)))
         for k,c in enumerate(clients): yield Reply(c.id, rows.state(k), c.report(out[k]))
 
     def test(self, clients, row_of, scores=True):

@@ -141,7 +141,7 @@ def _tiny_model(vocab_size):
     model.name_or_path = 'tiny'
     return model
 
-# %% ../nbs/05_models.ipynb #50a2ca30
+# %% ../nbs/05_models.ipynb #087dc400
 def new_token_ids(model,     # a causal language model
                   tokenizer, # its tokenizer
                   added=(),  # tokens known to be added, as text
@@ -165,8 +165,9 @@ def fast_bf16(cfg:FedConfig)->bool: # its `device`
 
 def _quantised(cfg):
     "What transformers needs to load a model in 4 bit."
-    if importlib.util.find_spec('bitsandbytes') is None: raise ImportError("dtype '4bit' needs an extra package: pip install 'fedai[quant]'")
     from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+    if not is_bitsandbytes_available(): raise ImportError("dtype '4bit' needs an extra package: pip install 'fedai[quant]'")
     compute = torch.bfloat16 if fast_bf16(cfg) else torch.float32
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
     return dict(dtype=compute, device_map={'': device}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute))

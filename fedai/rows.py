@@ -226,7 +226,7 @@ class _Stack:
             for g in parts: g.mul_(scale[:,None])
         return norms.tolist()
 
-# %% ../nbs/07a_rows.ipynb #37ef47d8
+# %% ../nbs/07a_rows.ipynb #9bce7513
 def _lora_layers(live):
     "(name, peft layer) of each plain LoRA of the live model, and why its adapter is something else, or `None`."
     if not hasattr(live.model, 'peft_config'): return [],'the model has no LoRA'
@@ -235,6 +235,7 @@ def _lora_layers(live):
     for name,m in live.model.named_modules():
         if not isinstance(m, LoraLayer): continue
         base = m.get_base_layer()
+        if m is getattr(live.model, 'get_output_embeddings', lambda: None)(): return [],f'`{name}`, a LoRA on the output layer, which is run at some positions only'
         if not (isinstance(base, torch.nn.Linear) or type(base).__name__ == 'Conv1D'): return [],f'`{name}` is a LoRA on {type(base).__name__}, not on a linear layer'
         if m.lora_variant.get(adapter) is not None: return [],f'`{name}` is {type(m.lora_variant[adapter]).__name__.removesuffix("Variant")}, not a plain LoRA'
         left -= {f'{name}.lora_A.weight', f'{name}.lora_B.weight'}

@@ -41,7 +41,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #a91c1fe9
+# %% ../nbs/12_servers.ipynb #42a8fbbb
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -293,6 +293,8 @@ class BaseServer:
 
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
+        for k in ('gradient_checkpointing','offload_activations'):
+            if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)
         if self.cfg.space == 'product' and not any(n.endswith('lora_B.weight') for n in self.live.tensors): raise ConfigError('space', "'factors' for a model without a LoRA", 'product')
         params = [torch.nn.Parameter(torch.zeros_like(p, device='cpu')) for p in self.live.views.values() if p.is_floating_point()]
         opt = get_optimizer(self.cfg, params, self.cfg.lr)

@@ -13,17 +13,18 @@ import numpy as np
 from tqdm.auto import tqdm
 from .graphs import plot_graph
 
-# %% ../nbs/11_tracking.ipynb #7f345e86
+# %% ../nbs/11_tracking.ipynb #344f3845
 class Callback:
     "Does nothing at every event; override those of interest."
     def before_fit(self, server): pass
     def before_round(self, server, comm_round, ids): pass
+    def after_step(self, server, comm_round, done, steps): pass   # of clients that train together
     def after_client(self, server, comm_round, id, metrics): pass
     def after_mix(self, server, comm_round, M): pass
     def after_round(self, server, record): pass
     def after_fit(self, server): pass
 
-# %% ../nbs/11_tracking.ipynb #03514d30
+# %% ../nbs/11_tracking.ipynb #8d991e04
 class Progress(Callback):
     "A progress bar, a line a round, and `timing.jsonl`."
     def __init__(self, out=None): # file for the lines; standard output when not given
@@ -43,6 +44,8 @@ class Progress(Callback):
     def before_round(self, server, comm_round, ids):
         self.tokens,self.padded,self.started = 0,0,time.perf_counter()
         self.bar.set_description(f'round {comm_round+1}/{server.cfg.rounds}')
+
+    def after_step(self, server, comm_round, done, steps): self.bar.set_postfix_str(f'step {done}/{steps}')
 
     def after_client(self, server, comm_round, id, metrics):
         self.tokens += metrics.get('tokens', 0)

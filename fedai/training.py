@@ -286,7 +286,7 @@ def batch_indices(n:int,          # examples
     need = steps*batch_size
     return np.concatenate([gen.permutation(n) for _ in range(-(-need//n))])[:need].reshape(steps, batch_size)
 
-# %% ../nbs/08_training.ipynb #cf3b725f
+# %% ../nbs/08_training.ipynb #f46bf880
 class NonFiniteLoss(RuntimeError):
     "A loss or gradient that is NaN or infinite: names client, round and step."
 
@@ -298,6 +298,7 @@ def local_steps(rows,           # `LiveState`, or a stack, holding the clients' 
                 task,           # `TextTask` or `ModuleTask`
                 jobs,           # a `Job` for each row that trains
                 comm_round:int, # t, from 0
+                on_step=None,   # called with (steps done, steps in all) after each
                )->list:         # a dict for each: loss, the mean over its steps; tokens trained on; padded, its share of the padded tokens
     "Each client's `local_step` optimiser steps on its own data; raises `NonFiniteLoss`."
     acc = get_accelerator(jobs[0].cfg)
@@ -313,7 +314,8 @@ def local_steps(rows,           # `LiveState`, or a stack, holding the clients' 
     losses,tokens,padded = [[] for _ in jobs],[0]*len(jobs),[0.]*len(jobs)
     with task.training(rows.model), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='grad and param do not obey')   # a stack's gradients lie row by row, as its parameters do
-        for step in range(max(j.cfg.local_step for j in jobs)):
+        total = max(j.cfg.local_step for j in jobs)
+        for step in range(total):
             now = [k for k,j in enumerate(jobs) if step < j.cfg.local_step]
             work = {}
             for k in now:
@@ -337,6 +339,7 @@ def local_steps(rows,           # `LiveState`, or a stack, holding the clients' 
                 tokens[k] += sizes[k]
                 padded[k] += n*sizes[k]/sum(sizes.values())
             for o in opts: o.step()
+            if on_step: on_step(step+1, total)
             for k in now:
                 if step+1 == jobs[k].cfg.local_step:
                     for p in params[k]: p.grad = None   # an optimiser leaves alone what has no gradient

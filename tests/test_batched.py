@@ -279,3 +279,21 @@ def test_modules_that_cant(make_cfg, bad, reason):
     with pytest.raises(ConfigError, match=reason): BaseServer(make_cfg(engine='batched'), data, bad(), callbacks=[], criterion=torch.nn.CrossEntropyLoss())
     s = BaseServer(make_cfg(), data, bad(), callbacks=[], criterion=torch.nn.CrossEntropyLoss())
     assert type(s.engine).__name__ == 'SequentialEngine' and len(s.fit()) == 2
+
+def test_a_lora_on_the_output_layer_trains_one_by_one(make_cfg):
+    cfg = make_cfg(target_modules=['lm_head','q_proj'], rounds=1)
+    with pytest.raises(ConfigError, match="`engine`: expected 'sequential' .*a LoRA on the output layer"): Server_mira(cfg.replace(engine='batched'), client_data(4), callbacks=[])
+    s = Server_mira(cfg, client_data(4), callbacks=[])
+    assert type(s.engine).__name__ == 'SequentialEngine' and math.isfinite(s.fit()[0]['mean_loss'])
+
+@pytest.mark.parametrize('option', ['gradient_checkpointing','offload_activations'])
+def test_options_of_language_models_are_refused_for_others(make_cfg, option):
+    with pytest.raises(ConfigError, match=f'`{option}`: expected false for a module'): BaseServer(make_cfg(**{option: True}), [{'train': pairs(k, 8), 'test': pairs(k+50, 4)} for k in range(4)], net('mlp'), callbacks=[], criterion=torch.nn.CrossEntropyLoss())
+
+def test_steps_are_told_while_clients_train_together(make_cfg):
+    from fedai.tracking import Callback
+    class Steps(Callback):
+        seen = []
+        def after_step(self, server, comm_round, done, steps): self.seen.append((comm_round, done, steps))
+    Server_mira(make_cfg(rounds=1, local_step=3), client_data(4), callbacks=[Steps()]).fit()
+    assert Steps.seen == [(0,1,3),(0,2,3),(0,3,3)]
