@@ -77,7 +77,7 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #174243ab
+# %% ../nbs/00_config.ipynb #ed2aab0f
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -94,8 +94,8 @@ class FedConfig:
     keep_trained:bool = opt(False, 'run', result=False) # keep the states as trained, before mixing, too
     max_alive:int = opt(64, 'run', lo=1, result=False) # client objects in memory at once; the least recently used go first
 
-    gradient_checkpointing:bool = opt(False, 'run', result=False) # keep each layer's input only, and compute the layer again in the backward pass: less memory, about a third slower
-    offload_activations:bool = opt(False, 'run', result=False) # keep activations in the machine's memory instead of the GPU's, or in a file where there is no GPU: less memory, slower
+    gradient_checkpointing:bool = opt(False, 'run', result=False) # keep each layer's input only, and compute the layer again in the backward pass: less memory, about 1.4 times the time
+    offload_activations:bool = opt(False, 'run', result=False) # keep activations in the machine's memory instead of the GPU's, or in a file where there is no GPU: less memory, a little slower where the file stays in the page cache
     cache_prefix:bool = opt(True, 'run', result=False) # keep the hidden states below the first adapted layer, which never change; of use with `adapt_layers: last:n`
     prefix_memory_gb:float = opt(2., 'run', lo=0, result=False) # most of them in memory, in GB
     prefix_disk_gb:float = opt(8., 'run', lo=0, result=False) # most of them in a temporary file, in GB
