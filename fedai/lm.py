@@ -6,8 +6,8 @@
 __all__ = ['pack_batch', 'answer_losses', 'cut_passes', 'cut_even', 'count_saved', 'offload_saved', 'decoder_layers',
            'checkpointed', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy']
 
-# %% ../nbs/07b_lm.ipynb #2aba0a7b
-import inspect, os, re, tempfile, warnings
+# %% ../nbs/07b_lm.ipynb #060790c8
+import inspect, os, tempfile, warnings
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -279,7 +279,7 @@ def _narrowed(modules, rows, batch, at):
         for m in modules: todo.enter_context(_forward_as(m, some(m.forward)))
         yield
 
-# %% ../nbs/07b_lm.ipynb #aaab0a50
+# %% ../nbs/07b_lm.ipynb #e87bcf0e
 def at_rest(model): # a module; returned
     "The model without dropout: `eval()`, but for layers of bitsandbytes, which repack their weights once they are told so and can't be trained through afterwards."
     model.eval()
@@ -305,7 +305,6 @@ class AnswerLoss:
     def _probe(self, last):
         "Find out what the model allows."
         from fedai.data import Encoded
-        from fedai.rows import LiveState
         inside = dict(last.named_modules())
         mixed = lambda m: any(getattr(d, 'p', 0) for o in m.modules() for d in getattr(o, 'lora_dropout', {}).values())   # masks are drawn for whole sequences
         narrow = [inside[n] for n in ('mlp','self_attn.q_proj','self_attn.o_proj','attn.c_proj') if n in inside and not mixed(inside[n])]

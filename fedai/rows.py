@@ -23,63 +23,6 @@ def _adapter(model):
     if len(model.peft_config) != 1: raise ConfigError('model', 'a PEFT model with one adapter', list(model.peft_config))
     return next(iter(model.peft_config))
 
-# %% ../nbs/07a_rows.ipynb #bf9ea416
-def row_tensors(model:torch.nn.Module, # a peft.PeftModel, or any module
-               )->tuple:               # (name -> live tensor, names that are buffers); names as they are saved
-    "What makes up a client's row: the adapter of a PEFT model; of another module its trainable parameters and its buffers."
-    if hasattr(model, 'peft_config'):
-        from peft import get_peft_model_state_dict
-        ptrs = {p.data_ptr(): p for p in model.parameters() if p.requires_grad}
-        saved = get_peft_model_state_dict(model, adapter_name=_adapter(model), save_embedding_layers=False)
-        if len(ptrs) != len(saved) or any(t.data_ptr() not in ptrs for t in saved.values()):
-            raise ConfigError('model', 'a PEFT model with one adapter, whose saved weights are its trainable parameters (as LoRA\'s are)', f'{len(saved)} saved tensors and {len(ptrs)} trainable parameters')
-        return {n: ptrs[t.data_ptr()] for n,t in saved.items()},set()
-    keep = model.state_dict().keys()   # without buffers that are not persistent
-    buffers = {n: b for n,b in model.named_buffers() if n in keep}
-    return {**{n: p for n,p in model.named_parameters() if p.requires_grad}, **buffers},set(buffers)
-
-class LiveState:
-    "The part of a model that belongs to a client, as one flat buffer."
-    def __init__(self, model:torch.nn.Module): # on its device already; its row is moved into the buffer
-        self.model = model
-        tensors,self.buffers = row_tensors(model)
-        if not any(t.requires_grad for t in tensors.values()): raise ConfigError('model', 'at least one trainable parameter', type(model).__name__)
-        self.layout = Layout.of(tensors)
-        self.row = torch.empty(self.layout.nbytes, dtype=torch.uint8, device=next(iter(tensors.values())).device)
-        self.views = self.layout.views(self.row)
-        with torch.no_grad():
-            for n,t in tensors.items():
-                self.views[n].copy_(t)
-                t.data = self.views[n]
-        self._ptrs = {t.data_ptr() for t in self.views.values()}
-
-    def load(self, row:torch.Tensor): # (nbytes,) uint8, such as `AdapterStore.load_row` gives
-        "Make this the model's state: one copy."
-        self.row.copy_(row)
-        self._adopt(into_model=True)
-
-    def _adopt(self, into_model):
-        "A module may put a new tensor in a buffer's place (`self.mean = ...`); bring that one and the row together."
-        if not self.buffers: return
-        for n,b in self.model.named_buffers():
-            if n in self.buffers and b.data_ptr() != self.views[n].data_ptr():
-                if not into_model: self.views[n].copy_(b)
-                b.data = self.views[n]
-
-    def state(self)->dict: # name -> tensor on the CPU, a copy
-        "The model's state."
-        self._adopt(into_model=False)
-        return self.layout.views(self.row.to('cpu', copy=True))
-
-    def frozen_checksum(self)->str: # sixteen hex digits
-        "A checksum of all that does not belong to a client: a run must not go on over another base model."
-        h = xxh3_64()
-        for n,t in [*self.model.named_parameters(), *self.model.named_buffers()]:
-            if t.data_ptr() in self._ptrs: continue
-            h.update(f'{n} {t.dtype} {tuple(t.shape)}'.encode())
-            h.update(t.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
-        return h.hexdigest()
-
 # %% ../nbs/07a_rows.ipynb #bf5c009d
 def row_tensors(model:torch.nn.Module, # a peft.PeftModel, or any module
                )->tuple:               # (name -> live tensor, names that are buffers); names as they are saved
