@@ -48,7 +48,7 @@ class SequentialEngine:
             self.server.live.load(row_of(c))
             yield c,*(c.evaluate() if scores else (dict(loss=c.loss()),None))
 
-# %% ../nbs/10_engines.ipynb #9d8fff06
+# %% ../nbs/10_engines.ipynb #9c6ccb7a
 class BatchedEngine(SequentialEngine):
     "Clients of a round in one batch over the frozen model."
     def __init__(self, server):
@@ -71,7 +71,7 @@ class BatchedEngine(SequentialEngine):
         "Clients in a batch: the config's number, or what fits in a quarter of the memory, with gradients and an optimiser's two moments, but no more than 32, beyond which nothing is gained."
         s = self.server
         if s.cfg.clients_per_batch != 'auto': return s.cfg.clients_per_batch
-        return max(1, min(32, memory_bytes(s.cfg, s.device, sum(p.numel()*p.element_size() for p in s.model.parameters()))//4//(4*s.live.layout.nbytes)))
+        return max(1, min(32, memory_bytes(s.cfg, s.device, s.model)//4//(4*s.live.layout.nbytes)))
 
     def groups(self, ids)->list:
         "The clients of a round in their order, `size` at a time."

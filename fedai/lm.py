@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['pack_batch', 'answer_losses', 'cut_passes', 'cut_even', 'count_saved', 'offload_saved', 'decoder_layers',
-           'checkpointed', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy']
+           'checkpointed', 'base_of', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy']
 
-# %% ../nbs/07b_lm.ipynb #060790c8
+# %% ../nbs/07b_lm.ipynb #dbee131a
 import inspect, os, tempfile, warnings
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np, torch, torch.nn.functional as F
 from xxhash import xxh3_128
-from .data import pad_batch
+from .data import Encoded, pad_batch, train_batch
+from .rows import _Ragged, _forward_as
 
 # %% ../nbs/07b_lm.ipynb #8e70db10
 def pack_batch(encoded, # `Encoded` examples
@@ -104,7 +105,7 @@ def offload_saved(model): # whose forward pass is in the block; the backward pas
         return torch.frombuffer(data, dtype=dtype).view(shape)
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack): yield
 
-# %% ../nbs/07b_lm.ipynb #4b36264b
+# %% ../nbs/07b_lm.ipynb #86ef5f9c
 def decoder_layers(model, # a causal language model; parts of it may be trainable
                   )->tuple: # (its ModuleList of layers or `None`, the number of the first layer that has something trainable)
     "Where a model's layers are, and below which of them nothing ever changes: 0 where the embeddings change too."
@@ -126,21 +127,16 @@ def checkpointed(model): # a causal language model
         for m in list(layers or [])[first:]: todo.enter_context(_forward_as(m, partial(checkpoint, m.forward, use_reentrant=False, preserve_rng_state=False)))
         yield
 
-@contextmanager
-def _forward_as(module, f):
-    before = module.__dict__.get('forward')
-    module.forward = f
-    try: yield
-    finally:
-        if before is None: del module.forward
-        else: module.forward = before
-
 # %% ../nbs/07b_lm.ipynb #26db2352
 class _Reached(Exception): pass
 
 def _hidden(args, kwargs): return args[0] if args else kwargs['hidden_states']
 
-# %% ../nbs/07b_lm.ipynb #f3c64208
+# %% ../nbs/07b_lm.ipynb #088ac5f0
+def base_of(model): # with or without peft
+    "The transformers model itself."
+    return model.get_base_model() if hasattr(model, 'get_base_model') else model
+
 class Prefix:
     "What a frozen model's lower layers make of a sequence, computed once."
     def __init__(self,
@@ -149,7 +145,7 @@ class Prefix:
                  disk_gb=8.,     # most that is kept in a file, in GB; what is beyond both is computed each time
                  dtype=None,     # what is kept is rounded to this dtype; None: kept as it is, which is exact
                 ):
-        self.model = model.get_base_model() if hasattr(model, 'get_base_model') else model
+        self.model = base_of(model)
         self.layers,self.first = decoder_layers(self.model)
         self.room,self.dtype,self.kept,self.file = [int(memory_gb*1e9),int(disk_gb*1e9)],dtype,{},None
         self._tuple = False
@@ -225,31 +221,14 @@ class Prefix:
 
     def __repr__(self): return f"Prefix: layers 0 to {self.first-1} of {len(self.layers)}, {len(self.kept)} sequences kept"
 
-# %% ../nbs/07b_lm.ipynb #f34e4ba1
-_packing = []   # the `_Packing` of the batch under way
-
-class _Packing:
-    "Sequences packed in a row, and the same in a row each."
-    def __init__(self, lengths, device):
-        self.n,self.longest = len(lengths),max(lengths)
-        self.even = min(lengths) == self.longest
-        self.slots = None if self.even else torch.cat([torch.arange(i*self.longest, i*self.longest + n) for i,n in enumerate(lengths)]).to(device)
-
-    def spread(self, x):
-        "(1, heads, S, d) -> (N, heads, T, d)"
-        x = x[0].transpose(0, 1)
-        if not self.even: x = x.new_zeros(self.n*self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
-        return x.reshape(self.n, self.longest, *x.shape[1:]).transpose(1, 2)
-
-    def pack(self, x):
-        "(N, T, heads, d) -> (1, S, heads, d)"
-        x = x.flatten(0, 1)
-        return (x if self.even else x.index_select(0, self.slots))[None]
+# %% ../nbs/07b_lm.ipynb #d61096d1
+_packing = []   # the `_Ragged` of the batch under way
 
 def _packed_attention(module, query, key, value, attention_mask, **kwargs):
     from transformers import AttentionInterface
     p = _packing[-1]
-    return p.pack(AttentionInterface()['sdpa'](module, p.spread(query), p.spread(key), p.spread(value), None, **kwargs)[0]),None
+    q,k,v = (p.spread(x[0].transpose(0, 1)).transpose(1, 2) for x in (query,key,value))   # (1, heads, S, d) -> (N, heads, T, d)
+    return p.gather(AttentionInterface()['sdpa'](module, q, k, v, None, **kwargs)[0])[None],None
 
 @contextmanager
 def _packed(model, lengths):
@@ -258,7 +237,7 @@ def _packed(model, lengths):
     AttentionInterface.register('fedai_packed', _packed_attention)
     before = model.config._attn_implementation
     model.set_attn_implementation('fedai_packed')
-    _packing.append(_Packing(lengths, model.device))
+    _packing.append(_Ragged(lengths, model.device))
     try: yield
     finally:
         _packing.pop()
@@ -279,7 +258,7 @@ def _narrowed(modules, rows, batch, at):
         for m in modules: todo.enter_context(_forward_as(m, some(m.forward)))
         yield
 
-# %% ../nbs/07b_lm.ipynb #e87bcf0e
+# %% ../nbs/07b_lm.ipynb #807185b7
 def at_rest(model): # a module; returned
     "The model without dropout: `eval()`, but for layers of bitsandbytes, which repack their weights once they are told so and can't be trained through afterwards."
     model.eval()
@@ -294,7 +273,7 @@ class AnswerLoss:
                  pad:int,     # id written where there is no token
                  prefix=None, # `Prefix` of the model
                 ):
-        self.model = model.get_base_model() if hasattr(model, 'get_base_model') else model
+        self.model = base_of(model)
         self.pad,self.prefix,self.packs,self.narrow = pad,prefix,False,[]
         layers = decoder_layers(self.model)[0]
         config = getattr(self.model, 'config', None)
@@ -304,7 +283,6 @@ class AnswerLoss:
     @torch.no_grad()
     def _probe(self, last):
         "Find out what the model allows."
-        from fedai.data import Encoded
         inside = dict(last.named_modules())
         mixed = lambda m: any(getattr(d, 'p', 0) for o in m.modules() for d in getattr(o, 'lora_dropout', {}).values())   # masks are drawn for whole sequences
         narrow = [inside[n] for n in ('mlp','self_attn.q_proj','self_attn.o_proj','attn.c_proj') if n in inside and not mixed(inside[n])]
@@ -340,7 +318,6 @@ class AnswerLoss:
              forward=ExitStack, # a context for the forward pass alone
             ):          # yields ((N,) nats, each sequence's sum over its answer; tokens with padding)
         "Within the block are the losses, each under its sequence's own row, and what a backward pass needs."
-        from fedai.data import train_batch
         n,device = [len(e) for e in sequences],self.model.device
         packed = self._packed(n)
         batch = {k: v.to(device) for k,v in (pack_batch(sequences) if packed else train_batch(sequences, self.pad)).items()}
@@ -363,7 +340,7 @@ class _One:
     route = staticmethod(lambda owners, lengths=None: ExitStack())
     narrowed = staticmethod(lambda counts: ExitStack())
 
-# %% ../nbs/07b_lm.ipynb #db55e81c
+# %% ../nbs/07b_lm.ipynb #b0c7f81b
 def new_cache(model): # a transformers model
     "An empty cache of keys and values."
     from transformers import DynamicCache
@@ -381,7 +358,7 @@ def greedy(model,        # a causal language model with its adapter
            answers=None, # right answers, lists of token ids, to have their losses too
           ):             # lists of token ids, without the end; with `answers`, these and the (N,) sums of losses, in nats, or `None` where the cache can't be cut back
     "The likeliest token each time, for all prompts together."
-    model = model.get_base_model() if hasattr(model, 'get_base_model') else model
+    model = base_of(model)
     device,out,alive = model.device,[[] for _ in prompts],list(range(len(prompts)))
     ids,mask = (t.to(device) for t in pad_batch(prompts, pad, left=True))
     scored = answers is not None

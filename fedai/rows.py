@@ -6,9 +6,9 @@
 __all__ = ['row_tensors', 'LiveState', 'stack_reason', 'LoraStack', 'Draws', 'keyed_dropout', 'ModuleStack', 'module_reason',
            'adapter_files']
 
-# %% ../nbs/07a_rows.ipynb #16544b99
+# %% ../nbs/07a_rows.ipynb #ffd1a311
 import json, tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np, torch
@@ -185,42 +185,56 @@ def _lora_layers(live):
         out.append((name,m))
     return out,f'`{min(left)}` is trained too, and is no part of a plain LoRA' if left else None
 
-# %% ../nbs/07a_rows.ipynb #bf65bbb8
+# %% ../nbs/07a_rows.ipynb #efc77bd1
 def stack_reason(live:LiveState)->str: # why not, or `None`
     "Why a model's clients can't share a batch."
     return _lora_layers(live)[1]
 
-class _Runs:
+class _Ragged:
+    "Pieces of unequal length, one after another (S, ...), and the same padded to one length (pieces, longest, ...)."
+    def __init__(self, sizes, device):
+        self.sizes,self.longest = sizes,max(sizes, default=0)
+        self.even = min(sizes, default=0) == self.longest
+        if not self.even: self.slots = torch.cat([torch.arange(j*self.longest, j*self.longest + n) for j,n in enumerate(sizes)]).to(device)
+
+    def spread(self, x):
+        "(S, ...) -> (pieces, longest, ...)"
+        if not self.even: x = x.new_zeros(len(self.sizes)*self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
+        return x.reshape(len(self.sizes), self.longest, *x.shape[1:])
+
+    def gather(self, x):
+        "(pieces, longest, ...) -> (S, ...)"
+        x = x.flatten(0, 1)
+        return x if self.even else x.index_select(0, self.slots)
+
+@contextmanager
+def _forward_as(module, f):
+    "Within the block, the module's `forward` is `f`."
+    before = module.__dict__.get('forward')
+    module.forward = f
+    try: yield
+    finally:
+        if before is None: del module.forward
+        else: module.forward = before
+
+class _Runs(_Ragged):
     "Which tokens of a batch are whose: runs of tokens, one after another."
     def __init__(self, owners, lengths, device):
-        self.owners,self.sizes = [],[]
+        mine,sizes = [],[]
         for k,n in zip(owners, lengths):
-            if self.owners and self.owners[-1] == k: self.sizes[-1] += n
+            if mine and mine[-1] == k: sizes[-1] += n
             elif n:
-                self.owners.append(k)
-                self.sizes.append(n)
-        ends = np.cumsum(self.sizes).tolist()
-        self.runs = [(k,e-n,e) for k,n,e in zip(self.owners, self.sizes, ends)]
-        self.longest,self.found = max(self.sizes, default=0),{}
-        self.even,self.cpu = min(self.sizes, default=0) == self.longest,device.type == 'cpu'
-        self.index = torch.tensor(self.owners, device=device)
-        if not self.even: self.slots = torch.cat([torch.arange(j*self.longest, j*self.longest + n) for j,n in enumerate(self.sizes)]).to(device)
+                mine.append(k)
+                sizes.append(n)
+        super().__init__(sizes, device)
+        self.runs = [(k,e-n,e) for k,n,e in zip(mine, sizes, np.cumsum(sizes).tolist())]
+        self.index,self.cpu,self.found = torch.tensor(mine, device=device),device.type == 'cpu',{}
 
     def batched(self,
                 width, # numbers that a token has, in and out
                ):
         "Is a batched product cheaper than one run after another? A run costs about as much as copying 40,000 numbers."
         return self.even or not self.cpu or sum(self.sizes)*width < 40_000*len(self.runs)
-
-    def spread(self, x):
-        "(S, c) -> (runs, longest, c)"
-        if not self.even: x = x.new_zeros(len(self.runs)*self.longest, x.shape[-1]).index_copy(0, self.slots, x)
-        return x.view(len(self.runs), self.longest, x.shape[-1])
-
-    def gather(self, x):
-        "(runs, longest, c) -> (S, c)"
-        x = x.flatten(0, 1)
-        return x if self.even else x.index_select(0, self.slots)
 
     def look_up(self, T, dtype):
         "The runs' rows of a stacked tensor, copied once."
@@ -289,13 +303,9 @@ class LoraStack(_Stack):
              ):
         "Within the block, forward and backward passes of a batch have sequence i under row `owners[i]`."
         self._whose,self._found = (list(owners),lengths),{}
-        before = [(m, m.__dict__.get('forward')) for m,_ in self._forwards]
-        for m,f in self._forwards: m.forward = f
-        try: yield
-        finally:
-            for m,f in before:
-                if f is None: del m.forward
-                else: m.forward = f
+        with ExitStack() as todo:
+            for m,f in self._forwards: todo.enter_context(_forward_as(m, f))
+            yield
 
     @contextmanager
     def narrowed(self,

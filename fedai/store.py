@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #a561bdcd
+# %% ../nbs/06_store.ipynb #0f0b10e1
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -406,6 +406,21 @@ class AdapterStore:
             except (ValueError,KeyError,TypeError,StoreError): pass   # not whole: it is trained again
         return dict(sorted(out.items()))
 
+    @contextmanager
+    def _mixing(self, ids, M, round):
+        "Ids and M in the order of ids, the files with trained states, and those to be written; these are whole and flushed after the block."
+        order = np.argsort(ids, kind='stable')
+        ids,M = [int(ids[i]) for i in order],np.asarray(M, dtype=np.float64)[np.ix_(order, order)]
+        folders = [self.path(i, round) for i in ids]
+        with _on_disk(f'the mixed states of round {round}', self.round):
+            for f in folders:
+                shutil.rmtree(f, ignore_errors=True)
+                f.mkdir(parents=True)
+            yield ids,M,[self.path(i, round, 'trained')/self.weights for i in ids],[f/self.weights for f in folders]
+            for f in folders: self._finish(f)
+            _flush([f/name for f in folders for name in (self.weights, *self.files)])
+            _flush(folders)
+
     def mix(self,
             ids,           # clients whose trained states are mixed
             M:np.ndarray,  # (K, K) mixing matrix, rows and columns in the order of `ids`
@@ -413,17 +428,7 @@ class AdapterStore:
             own=(),        # names of tensors that each client keeps
            ):
         "W <- M W for the trained states of a round; on the disk, but not committed yet."
-        order = np.argsort(ids, kind='stable')
-        ids,M = [int(ids[i]) for i in order],np.asarray(M, dtype=np.float64)[np.ix_(order, order)]
-        folders,trained = [self.path(i, round) for i in ids],[self.path(i, round, 'trained') for i in ids]
-        with _on_disk(f'the mixed states of round {round}', self.round):
-            for f in folders:
-                shutil.rmtree(f, ignore_errors=True)
-                f.mkdir(parents=True)
-            new = mix_rows(M, [f/self.weights for f in trained], [f/self.weights for f in folders], self.layout, own)
-            for f in folders: self._finish(f)
-            _flush([f/name for f in folders for name in (self.weights, *self.files)])
-            _flush(folders)
+        with self._mixing(ids, M, round) as (ids,M,old,new_files): new = mix_rows(M, old, new_files, self.layout, own)
         self.checksums[round] = {i: new[k] if k in new else json.loads(self._done(i, round).read_text())['checksum'] for k,i in enumerate(ids)}
 
     def mix_by(self,
@@ -433,29 +438,20 @@ class AdapterStore:
                parts,         # (names, f): f(M, K dicts name -> tensor) gives as many dicts; what no part names stays as trained
               ):
         "As `mix`, where the new tensors are another function of M and the old ones; part by part, so that one part of all rows is in memory. Rows of the identity stay as they are."
-        order = np.argsort(ids, kind='stable')
-        ids,M = [int(ids[i]) for i in order],np.asarray(M, dtype=np.float64)[np.ix_(order, order)]
-        folders,trained = [self.path(i, round) for i in ids],[self.path(i, round, 'trained') for i in ids]
-        same = [np.array_equal(M[k], np.eye(1, len(ids), k)[0]) for k in range(len(ids))]
-        with _on_disk(f'the mixed states of round {round}', self.round):
-            for f,t,s in zip(folders, trained, same):
-                shutil.rmtree(f, ignore_errors=True)
-                f.mkdir(parents=True)
-                (_link if s else shutil.copyfile)(t/self.weights, f/self.weights)
+        with self._mixing(ids, M, round) as (ids,M,old_files,new_files):
+            same = [np.array_equal(M[k], np.eye(1, len(ids), k)[0]) for k in range(len(ids))]
+            for s,o,n in zip(same, old_files, new_files): (_link if s else shutil.copyfile)(o, n)
             for names,f in parts:
-                old = [{n: v[n] for n in names} for v in (self.layout.views(read_row(t/self.weights, self.layout)[1]) for t in trained)]
-                for folder,s,new in zip(folders, same, f(M, old)):
+                old = [{n: v[n] for n in names} for v in (self.layout.views(read_row(o, self.layout)[1]) for o in old_files)]
+                for path,s,new in zip(new_files, same, f(M, old)):
                     if s: continue
-                    with open(folder/self.weights, 'r+b') as file:
+                    with open(path, 'r+b') as file:
                         for n in names:
                             dt,shape,a,b = self.layout.tensors[n]
                             if new[n].shape != shape or not torch.isfinite(new[n]).all(): raise StoreError(f"mixing: `{n}` must be finite and of shape {shape}, got {tuple(new[n].shape)}")
                             file.seek(len(self.layout.header) + a)
                             file.write(new[n].to(dt).contiguous().reshape(-1).view(torch.uint8).numpy())
-            for f in folders: self._finish(f)
-            _flush([f/name for f in folders for name in (self.weights, *self.files)])
-            _flush(folders)
-        self.checksums[round] = {i: xxh3_64((f/self.weights).read_bytes()).hexdigest() for i,f in zip(ids, folders)}
+        self.checksums[round] = {i: xxh3_64(f.read_bytes()).hexdigest() for i,f in zip(ids, new_files)}
 
     def commit(self,
                round:int,   # the folder with the round's mixed states

@@ -6,7 +6,7 @@
 __all__ = ['Prepared', 'Job', 'get_accelerator', 'get_device', 'memory_bytes', 'TextTask', 'ModuleTask', 'round_lr',
            'get_optimizer', 'batch_indices', 'NonFiniteLoss', 'local_steps']
 
-# %% ../nbs/08_training.ipynb #55ef05b8
+# %% ../nbs/08_training.ipynb #7c61899d
 import inspect, json, math, os, warnings
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ import numpy as np, torch
 from xxhash import xxh3_64
 from .config import ConfigError, FedConfig
 from .data import DataError, Encoded, Prompter, by_length, encode_all
-from .lm import AnswerLoss, answer_losses, at_rest, checkpointed, count_saved, greedy, offload_saved
+from .lm import AnswerLoss, answer_losses, at_rest, base_of, checkpointed, count_saved, greedy, offload_saved
 from .metrics import task_scores, text_scores
 from .models import fast_bf16
 from .rows import LiveState, LoraStack, ModuleStack, keyed_dropout
@@ -45,20 +45,22 @@ def get_device(cfg:FedConfig)->torch.device:
     if int(i or 0) >= n: raise ConfigError('device', f"a device of this machine, which has {n} of '{kind}'", cfg.device)
     return torch.device(cfg.device)
 
-# %% ../nbs/08_training.ipynb #24c9c0b2
+# %% ../nbs/08_training.ipynb #43e373e1
 def memory_bytes(cfg:FedConfig, # its `memory_gb`
                  device:torch.device,
-                 model_bytes=0, # what the frozen model takes there
+                 model=None,    # the frozen model that lies there, or will
                 )->int:
     "Memory for a run's activations and client states, in bytes."
     if cfg.memory_gb is not None: return int(cfg.memory_gb*1e9)
-    if device.type == 'cuda': return int(.8*(torch.cuda.get_device_properties(device).total_memory - model_bytes))
+    if device.type == 'cuda':
+        taken = sum(p.numel()*p.element_size() for p in model.parameters()) if model is not None else 0
+        return int(.8*(torch.cuda.get_device_properties(device).total_memory - taken))
     total = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
     try: total = min(total, int(open('/sys/fs/cgroup/memory.max').read()))   # of a container
     except (OSError,ValueError): pass
     return total//2
 
-# %% ../nbs/08_training.ipynb #5085de52
+# %% ../nbs/08_training.ipynb #425cd159
 Prepared = namedtuple('Prepared', 'examples items dropped cut') # examples kept; what batches are made of; how many were dropped, how many had their prompt cut
 
 class TextTask:
@@ -101,8 +103,7 @@ class TextTask:
             ids = torch.full((1,64), self.pad, device=device)
             with torch.enable_grad(), count_saved(model) as saved: answer_losses(model, dict(input_ids=ids, labels=ids))
             each = max(1, sum(saved.values())//64)
-            size = sum(p.numel()*p.element_size() for p in model.parameters())
-            self._most = max(1, min(2048 if device.type == 'cpu' else 32768, memory_bytes(self.cfg, device, size)*3//4//each))
+            self._most = max(1, min(2048 if device.type == 'cpu' else 32768, memory_bytes(self.cfg, device, model)*3//4//each))
         return self._most
 
     def loss(self, model)->AnswerLoss: # found out for the model when it is first asked for
@@ -156,8 +157,7 @@ class TextTask:
                 datas, # row -> `Prepared`, whose prompts
                )->tuple: # (row -> a string for each example, row -> mean loss of the right answers)
         "Greedy answers, batched by length of the prompt; what the model's own generation config says beside where to stop is left out."
-        model = at_rest(rows.model)
-        base = model.get_base_model() if hasattr(model, 'get_base_model') else model
+        base = base_of(at_rest(rows.model))
         own = base.generation_config.eos_token_id
         ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
         todo = [(k,j,e) for k,d in datas.items() for j,e in enumerate(d.items)]
