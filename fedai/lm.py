@@ -340,7 +340,7 @@ class _One:
     route = staticmethod(lambda owners, lengths=None: ExitStack())
     narrowed = staticmethod(lambda counts: ExitStack())
 
-# %% ../nbs/07b_lm.ipynb #b0c7f81b
+# %% ../nbs/07b_lm.ipynb #f3a21f85
 def new_cache(model): # a transformers model
     "An empty cache of keys and values."
     from transformers import DynamicCache
@@ -379,7 +379,7 @@ def greedy(model,        # a causal language model with its adapter
                     if kept:
                         for l in range(prefix.first): cache.update(kept[1+2*l], kept[2+2*l], l)
                         kept = None
-                    if answers is not None and growing and all(l.is_croppable for l in cache.layers):
+                    if answers is not None and growing and _keeps_all(cache):
                         right,there = (t.to(device) for t in pad_batch(answers, pad))
                         every,n = logits[:,None],right.shape[1] - 1
                         if n:
@@ -405,9 +405,13 @@ def greedy(model,        # a causal language model with its adapter
     finally: hook.remove()
     return (out,losses) if scored else out
 
-# %% ../nbs/07b_lm.ipynb #68cf589c
+# %% ../nbs/07b_lm.ipynb #e2dfc010
+def _keeps_all(cache):
+    "Does every layer keep all tokens, so that some can be put in or taken off again? One with a window doesn't."
+    return all(l.is_croppable and not getattr(l, 'is_sliding', False) for l in cache.layers)
+
 def _prompt_states(prefix, prompts, cache):
     "What is kept of prompts, padded on the left and stacked; `None` where a layer below keeps a window only."
-    if any(getattr(l, 'is_sliding', False) for l in cache.layers): return None
+    if not _keeps_all(cache): return None
     each,T = [prefix.get(p, cached=True) for p in prompts],max(map(len, prompts))
     return [torch.stack([F.pad(t, (0, 0, T - t.shape[-2], 0)) for t in ts]) for ts in zip(*each)]

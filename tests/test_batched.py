@@ -1,6 +1,7 @@
 "Many clients together against each alone, by plain peft and torch."
 import math
 from contextlib import nullcontext
+from unittest import mock
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -10,7 +11,7 @@ from fedai.config import ConfigError, FedConfig
 from fedai.data import Encoded, train_batch
 from fedai.lm import AnswerLoss, Prefix, checkpointed, count_saved, cut_even, cut_passes, decoder_layers, greedy
 from fedai.models import add_lora, get_base_model, get_model, get_tokenizer, load_base
-from fedai.rows import LiveState, LoraStack, ModuleStack
+from fedai.rows import LiveState, LoraStack, ModuleStack, _Runs
 from fedai.servers import BaseServer, Server_mira
 from fedai.training import Job, ModuleTask, TextTask, batch_indices, local_steps
 from fedai.utils import rng
@@ -56,7 +57,11 @@ def two_models(kind, cfg):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 6), st.sampled_from(CASES), st.sampled_from(['all','last:1']), st.booleans())
 def test_together_equals_alone(seed, K, r, case, layers, rslora):
-    "Clients with numbers of examples, lengths, batch sizes, steps, learning rates and limits of their own."
+    "Clients with numbers of examples, lengths, batch sizes, steps, learning rates and limits of their own; small products together, and run by run as large layers have them."
+    for together in (True, False):
+        with mock.patch.object(_Runs, 'batched', lambda self, width: together or self.even): equals_alone(seed, K, r, case, layers, rslora)
+
+def equals_alone(seed, K, r, case, layers, rslora):
     g,(kind,targets,optimizer) = np.random.default_rng(seed),case
     base = FedConfig(model='tiny', device='cpu', r=r, target_modules=targets, adapt_layers=layers, use_rslora=rslora, lora_alpha=8., optimizer=optimizer[0], optimizer_args=optimizer[1], seed=seed)
     (model,plain),task,double = two_models(kind, base),TextTask(base, get_tokenizer(base)),kind == 'gpt2'
@@ -85,6 +90,7 @@ def test_passes_hold_each_sequence_once_and_cost_least(lengths, most, fixed):
     cost = lambda cuts: sum(fixed + len(c)*max(lengths[i] for i in c) for c in cuts)
     assert all(len(c) == 1 or sum(lengths[i] for i in c) <= most for c in cut_even(lengths, most))
     cuts = cut_passes(lengths, most, fixed)
+    assert cut_passes([10,50,11,49], 1000, 70) == [[1,3],[2,0]] and cut_passes([10,50,11,49], 1000, 80) == [[1,3,2,0]]   # 2·50 + 2·11 + 2·fixed against 4·50 + fixed
     assert all(len(c) == 1 or len(c)*max(lengths[i] for i in c) <= most for c in cuts)
     if len(lengths) <= 8:   # against all ways to cut the sorted list
         order,n = sorted(range(len(lengths)), key=lambda i: -lengths[i]),len(lengths)
@@ -146,6 +152,10 @@ def test_other_models(name, cls, config, targets, layers):
         for n,p in live.tensors.items(): torch.testing.assert_close(stack.named(k)[n].grad, p.grad, rtol=1e-3, atol=1e-4*top)
         prompts = [s.prompt for s in mine]
         together = greedy(model, prompts, {1}, 0, 5, stack, [k]*len(prompts), prefix)
+        said,scored = greedy(model, prompts, {1}, 0, 5, stack, [k]*len(prompts), prefix, [s.answer for s in mine])   # right answers passed in between change nothing
+        assert said == together
+        if scored is None: assert name == 'mamba' or 'window' in name
+        else: torch.testing.assert_close(scored, want, rtol=1e-3, atol=1e-3)
         for p,got in zip(prompts, together):
             out = model.generate(input_ids=torch.tensor([p]), attention_mask=torch.ones(1, len(p), dtype=torch.long), max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=1)[0,len(p):].tolist()
             assert got == (out[:out.index(1)] if 1 in out else out)
