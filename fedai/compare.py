@@ -41,7 +41,7 @@ def paired_bootstrap(diffs,      # (n,) differences, such as a client's score un
         out[k] = dict(mean=float(v.mean()), low=float(low), high=float(high))
     return {**out.pop(''), **out}
 
-# %% ../nbs/13a_compare.ipynb #34529979
+# %% ../nbs/13a_compare.ipynb #f63d09f3
 def _variants(algorithms):
     "label -> fields of the config."
     if isinstance(algorithms, str): algorithms = algorithms.split(',')
@@ -63,6 +63,7 @@ def _with(cfg, fields):
     known,plain,own = field_help(),{},{}
     name = fields.get('name', cfg.name)
     for k,v in fields.items():
+        if k in ('seed','output_dir','num_clients') or k in known and known[k][0] == 'data': raise ConfigError(k, 'one value for all algorithms, since they are compared on the same data', v)
         if k in known: plain[k] = v
         elif k in algorithm_classes[name].settings: own[k] = v
         else: raise ConfigError(k, f'a field of the config, or a setting of {name}' + near(k, [*known, *algorithm_classes[name].settings]), v)
@@ -77,7 +78,7 @@ def _grid(tune, labels):
     for label in labels:
         spec = tune.get(label, tune.get('*', {}))
         for k,v in spec.items():
-            if not isinstance(v, (list,tuple)) or not v: raise ConfigError(f'tune: {k}', 'a list of values', v)
+            if k == 'name' or not isinstance(v, (list,tuple)) or not v: raise ConfigError(f'tune: {k}', 'a list of values', v)
         out[label] = [dict(zip(spec, vs)) for vs in itertools.product(*spec.values())]
     if len({len(v) for v in out.values()}) > 1: raise ConfigError('tune', 'as many trials for each algorithm', ', '.join(f'{k}: {len(v)}' for k,v in out.items()))
     return out
@@ -218,7 +219,7 @@ class Comparison:
     def __repr__(self): return self.table()
     def _repr_markdown_(self): return self.table()
 
-# %% ../nbs/13a_compare.ipynb #59a1dc71
+# %% ../nbs/13a_compare.ipynb #745d9953
 def _fingerprint(data):
     "A checksum of the clients' examples; of what isn't text their number."
     def one(e): return [e.get('instruction'), e.get('input') or '', e.get('output')] if isinstance(e, dict) else None
@@ -228,7 +229,9 @@ def _cell(cfg, data, model, scores, kwargs):
     "Train and test one cell: client -> metrics, from its folder where that has them already."
     root = Path(cfg.output_dir)
     done,key = root/'cell.json',dict(rounds=cfg.rounds, max_new_tokens=cfg.max_new_tokens, data=_fingerprint(data))
-    if done.exists() and (old := json.loads(done.read_text()))['key'] == key:
+    old = json.loads(done.read_text()) if done.exists() else None
+    if old and old['key']['data'] != key['data']: raise ConfigError('data', f'the data of the run in {root} (or another `output_dir`)', 'other data')
+    if old and old['key'] == key:
         for k,(was,new) in load_config(root/'config.yaml').diff(cfg).items(): raise ConfigError(k, f'{was!r}, as in {root} (or another `output_dir`)', new)
         return old['clients']
     try:
@@ -268,7 +271,7 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
     grid,root = _grid(tune or {}, list(variants)),Path(cfg.output_dir)
     def at(value, label, seed, settings, *folder):
         "A cell's config."
-        own = _with(cfg, {**variants[label], **({field: value} if sweep else {}), **settings})
+        own = _with(cfg.replace(**({field: value} if sweep else {})), {**variants[label], **settings})
         return own.replace(seed=seed, output_dir=str(root.joinpath(*([f'{field}_{value}'] if sweep else []), *folder)))
     for v,l in itertools.product(values, variants):     # all that can be wrong with a setting is found before anything runs
         for s in seeds: at(v, l, s, {})
@@ -276,7 +279,7 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
     trials = len(next(iter(grid.values())))
     tuning = trials if trials > 1 else 0
     total,n,started,ran = len(values)*len(variants)*(tuning + len(seeds)),0,time.perf_counter(),0
-    def say(text, c, seconds):
+    def say(text, seconds):
         nonlocal n,ran
         n,ran = n+1,ran + (seconds > 1)
         left = (time.perf_counter() - started)/ran*(total-n) if ran else 0
@@ -294,7 +297,7 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
                 c,t = at(v, label, seeds[0], o, 'tune', label, str(j)),time.perf_counter()
                 m = _cell(c, hold_out(data_at(c, v), valid_share, c.seed), model, False, kwargs)
                 losses.append(float('inf') if 'diverged' in m else float(np.mean([x['loss'] for x in m.values()])))
-                say(' · '.join([*([f'{field} {v}'] if sweep else []), f'tuning {label}', ', '.join(f'{k} {x}' for k,x in o.items())]) + f": validation loss {losses[-1]:.3f}", c, time.perf_counter() - t)
+                say(' · '.join([*([f'{field} {v}'] if sweep else []), f'tuning {label}', ', '.join(f'{k} {x}' for k,x in o.items())]) + f": validation loss {losses[-1]:.3f}", time.perf_counter() - t)
             if min(losses) == float('inf'): raise NonFiniteLoss(f"{label}: every trial diverged ({m['diverged']})")
             tuned[v,label] = grid[label][int(np.argmin(losses))]
         for seed,label in itertools.product(seeds, variants):
@@ -302,8 +305,9 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
             c,t = at(v, label, seed, o, label, f'seed_{seed}'),time.perf_counter()
             m = _cell(c, data_at(c, v), model, True, kwargs)
             rows += [dict(value=v, algorithm=label, seed=seed, client=int(i), task=x.get('task', ''), **{k: y for k,y in x.items() if isinstance(y, float)}) for i,x in m.items()]
+            Comparison(rows, metric)   # so that a metric that there isn't is found at the first cell
             shown = next((k for k in ([metric] if metric else _order) if all(k in x for x in m.values())), 'loss')
-            say(' · '.join([*([f'{field} {v}'] if sweep else []), label, f'seed {seed}']) + f": {shown} {np.mean([x[shown] for x in m.values()]):.3f}", c, time.perf_counter() - t)
+            say(' · '.join([*([f'{field} {v}'] if sweep else []), label, f'seed {seed}']) + f": {shown} {np.mean([x[shown] for x in m.values()]):.3f}", time.perf_counter() - t)
     result = Comparison(rows, metric, field, tuned)
     result.save(root)
     return result
