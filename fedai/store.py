@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #0f0b10e1
+# %% ../nbs/06_store.ipynb #fd2de5ac
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -265,7 +265,7 @@ class AdapterStore:
 
     def read_state(self):
         "Take up what `state.json` says."
-        self.layout,self.round,self.latest,self.shared,self.checksums,self.files,self.identity,self._history_bytes = None,0,{},None,{},{},{},0
+        self.layout,self.round,self.latest,self.shared,self.checksums,self.files,self.identity,self._history_bytes,self.kept_in,self._keeping = None,0,{},None,{},{},{},0,{},{}
         if not self.exists: return
         p = self.root/'state.json'
         try:
@@ -274,7 +274,8 @@ class AdapterStore:
             self.latest = {int(k): int(v) for k,v in d['latest_model_iter'].items()}
             self.checksums = {int(r): {int(i): str(c) for i,c in v.items()} for r,v in d['checksums'].items()}
             self.identity,self.shared = dict(d['identity']),d['shared'] and (int(d['shared'][0]),int(d['shared'][1]))
-            if not all(i in self.checksums[r] for i,r in [*self.latest.items(), *([self.shared] if self.shared else [])]) or max(self.checksums, default=0) > self.round:
+            self.kept_in = {str(n): (int(r),str(c)) for n,(r,c) in d.get('kept', {}).items()}
+            if not all(i in self.checksums[r] for i,r in [*self.latest.items(), *([self.shared] if self.shared else [])]) or max([*self.checksums, *(r for r,_ in self.kept_in.values())], default=0) > self.round:
                 raise ValueError('its parts contradict each other')
         except (ValueError,KeyError,TypeError,AttributeError) as e: raise StoreError(f"{p}: damaged ({type(e).__name__}: {e})") from e
         if self.checksums: self.layout,_ = read_row(self.folder(0)/self.weights, None, self.checksums[0][0])
@@ -375,6 +376,10 @@ class AdapterStore:
             if n in sums: t.copy_(sums[n])
         return row
 
+    def _check_finite(self, id, row):
+        for n,t in self.layout.views(row).items():
+            if t.is_floating_point() and not torch.isfinite(t).all(): raise StoreError(f"client {id}: `{n}` has a value that isn't finite")
+
     def save_trained(self,
                      round:int,    # the folder: t + 1 for the state trained in round t
                      id:int,       # client
@@ -383,8 +388,7 @@ class AdapterStore:
                     ):
         "Keep a state as trained, apart from the committed ones; raises `StoreError` for other names, shapes or dtypes, or for a number that isn't finite."
         row = self.layout.pack(state)
-        for n,t in self.layout.views(row).items():
-            if t.is_floating_point() and not torch.isfinite(t).all(): raise StoreError(f"client {id}: `{n}` has a value that isn't finite")
+        self._check_finite(id, row)
         folder = self.path(id, round, 'trained')
         with _on_disk(f'the trained state of client {id}', self.round):
             self._done(id, round).unlink(missing_ok=True)
@@ -453,6 +457,48 @@ class AdapterStore:
                             file.write(new[n].to(dt).contiguous().reshape(-1).view(torch.uint8).numpy())
         self.checksums[round] = {i: xxh3_64(f.read_bytes()).hexdigest() for i,f in zip(ids, new_files)}
 
+    def replace(self,
+                round:int,        # the folder, mixed but not committed
+                ids,              # clients
+                row:torch.Tensor, # (nbytes,) uint8 on the CPU: their new state
+               ):
+        "Put another state in the place of some clients' mixed one; on the disk, but not committed yet. Raises `StoreError` for a number that isn't finite."
+        self._check_finite(ids[0], row)
+        files = [self.path(i, round)/self.weights for i in ids]
+        with _on_disk(f'the mixed states of round {round}', self.round):
+            for k,f in enumerate(files):
+                new = f.with_name(f'.{f.name}.new')   # never written in place: mixed files may be links of each other, or of trained ones
+                new.unlink(missing_ok=True)
+                if k: _link(files[0], new)
+                else: check = write_row(new, self.layout, row)
+                os.replace(new, f)
+            _flush(files)
+            _flush([f.parent for f in files])
+        self.checksums[round].update({int(i): check for i in ids})
+
+    def _kept_file(self, name, round):
+        if not re.fullmatch('[a-z0-9_]+', name): raise StoreError(f"kept: expected a name of a-z, 0-9 and _, got {name!r}")
+        return self.folder(round)/f'kept_{name}.safetensors'
+
+    def keep(self,
+             round:int,    # the folder that is committed next
+             name:str,     # of a-z, 0-9 and _
+             tensors:dict, # name -> tensor, any
+            ):
+        "Keep tensors beside the rows, from the commit of the round until they are kept anew under this name."
+        path,layout = self._kept_file(name, round),Layout.of(tensors)
+        with _on_disk(f'what is kept as {name} in round {round}', self.round):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._keeping[name] = int(round),write_row(path, layout, layout.pack(tensors))
+            _flush([path])
+
+    def kept(self, name:str)->dict|None: # name -> tensor, mapped
+        "What was last committed under a name, if anything was; raises `StoreError` where it isn't what was written."
+        if name not in self.kept_in: return None
+        round,check = self.kept_in[name]
+        layout,row = read_row(self._kept_file(name, round), None, check)
+        return layout.views(row)
+
     def commit(self,
                round:int,   # the folder with the round's mixed states
                ids,         # clients whose states are in it
@@ -461,7 +507,7 @@ class AdapterStore:
               ):
         "Make a round real, in one step, then drop what is no longer needed."
         line = (json.dumps(record or {}, allow_nan=False) + '\n').encode()
-        path,old = self.root/'history.jsonl',{self.latest.get(int(i), 0) for i in ids}
+        path,old = self.root/'history.jsonl',{self.latest.get(int(i), 0) for i in ids} | {self.kept_in[n][0] for n in self._keeping if n in self.kept_in}
         with _on_disk(f'the commit of round {round}', self.round):
             _flush([self.folder(round), self.root])
             path.touch()
@@ -479,22 +525,25 @@ class AdapterStore:
         gone = [r for r in checksums if 0 < r <= round-self.keep_rounds]   # of these only latest states stay
         checksums = {**checksums, **{r: {i: c for i,c in checksums[r].items() if latest.get(i) == r} for r in gone}}
         checksums = {r: c for r,c in sorted(checksums.items()) if c}
-        text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, shared=shared, identity=self.identity, files=self.files, checksums=checksums))
+        kept = dict(sorted({**self.kept_in, **{n: o for n,o in self._keeping.items() if o[0] == round}}.items()))
+        text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, shared=shared, identity=self.identity, files=self.files, checksums=checksums, kept=kept))
         write_text(self.root/'state.json', text)
-        self.round,self.latest,self.shared,self.checksums,self._history_bytes = round,latest,shared,checksums,history_bytes
+        self.round,self.latest,self.shared,self.checksums,self._history_bytes,self.kept_in,self._keeping = round,latest,shared,checksums,history_bytes,kept,{}
 
     def _prune(self, rounds):
-        "In these folders, remove trained states, and states that left the window of `keep_rounds` and are no client's latest."
+        "In these folders, remove trained states, what was kept anew since, and states that left the window of `keep_rounds` and are no client's latest."
         for r in rounds:
             folder = self.folder(r)
             if not 0 < r <= self.round or not folder.is_dir(): continue
             for o in folder.glob('.trained_*.json'): o.unlink()
             if not self.keep_trained:
                 for o in folder.glob('trained_*'): shutil.rmtree(o)
+            in_use = {self._kept_file(n, r) for n,(k,_) in self.kept_in.items() if k == r}
+            for o in set(folder.glob('kept_*.safetensors')) - in_use: o.unlink()
             if r > self.round - self.keep_rounds: continue
             states = {int(o.name.rsplit('_', 1)[1]): o for o in folder.glob('local_output_*')}
             latest = {i for i in states if self.latest.get(i) == r}
-            if not latest and not self.keep_trained: shutil.rmtree(folder)
+            if not latest and not in_use and not self.keep_trained: shutil.rmtree(folder)
             else:
                 for i in states.keys() - latest: shutil.rmtree(states[i])
 
@@ -514,6 +563,9 @@ class AdapterStore:
                 for name,c in self.files.items():
                     if not (folder/name).is_file(): bad.append(f"{folder/name}: not there")
                     elif xxh3_64((folder/name).read_bytes()).hexdigest() != c: bad.append(f"{folder/name}: altered since it was written")
+        for name in self.kept_in:
+            try: self.kept(name)
+            except StoreError as e: bad.append(str(e))
         try: n = len(self.history())
         except ValueError as e: bad.append(f"{self.root/'history.jsonl'}: a line is no JSON ({e})")
         else:
