@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #4275fcab
+# %% ../nbs/12_servers.ipynb #56fae6ac
 import inspect, json, os, warnings
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,12 @@ from .graphs import (average_matrix, check_graph, complete_graph, effective_pull
 from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
 from .product import product_mix
-from .selection import availability_selection, neighbourhood_selection, round_robin_selection, uniform_selection, weighted_selection
+from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Progress
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
-from .utils import LazyList, atomic_file, write_json, write_text
+from .utils import LazyList, atomic_file, rng, write_json, write_text
 
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
@@ -41,7 +41,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #42a8fbbb
+# %% ../nbs/12_servers.ipynb #951cf0f2
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -81,6 +81,7 @@ class BaseServer:
         if holdout_ds is not None and not len(holdout_ds): raise ConfigError('holdout_ds', 'at least one example', '0 examples')
         self.holdout = self.task.prepare(holdout_ds, 'holdout') if holdout_ds is not None else None
         self.client_list = LazyList(self, client_class or type(self).client_class, cfg.max_alive)
+        self._find_run()
         self.selection = self.client_selection()
         self.engine = get_engine(self)
         self.check()
@@ -138,14 +139,19 @@ class BaseServer:
         self.own = self.live.buffers if self.cfg.buffers == 'own' else set()
         self._weights = weights
 
-    def _open_store(self):
-        "The run's folder: a new one, or one that goes on with the same settings, model, data and algorithm."
+    def _find_run(self):
+        "What the run's folder has: nothing yet, or a run that goes on with the same settings, model, data and algorithm. Only read here: what is wrong with the settings is found before anything is written."
         cfg,root = self.cfg,Path(self.cfg.output_dir)
-        try: root.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise ConfigError('output_dir', 'a folder that can be written', f'{root} ({e.strerror})') from e
         self.store = AdapterStore(root, cfg.keep_rounds, cfg.keep_trained, self._weights)
         self.identity = dict(server=type(self).__qualname__, client=self.client_list.client_class.__qualname__, base_model=self.live.frozen_checksum())
         if self.store.round: self._check_same_run(root)
+        self._remember(self.store.history(), anew=True)
+
+    def _open_store(self):
+        "Make the run's folder, or bring it back to its last commit."
+        cfg,root = self.cfg,Path(self.cfg.output_dir)
+        try: root.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise ConfigError('output_dir', 'a folder that can be written', f'{root} ({e.strerror})') from e
         with self.store.locked():
             if not self.store.round and not self._same_start(root):
                 try: self.store.claim(self.identity, ('config.yaml','scorecard.json','generations.jsonl','timing.jsonl','curves.png'))
@@ -191,13 +197,17 @@ class BaseServer:
         return {i: self.store._where(i)[1] for i in range(self.num_clients)}
 
     def client_selection(self)->list: # a list of client ids for each round
-        "Who takes part, for all rounds, as the config's `selection` says."
+        "Who takes part, as the config's `selection` says: for all rounds, or where that depends on how training goes, for those that are done and the next; it is asked again then."
         cfg,K = self.cfg,self.num_clients
         kind,args = cfg.selection,(cfg.m, cfg.rounds, cfg.seed)
         if kind == 'neighbourhood' and (self.alk_connection is None or not self.alk_connection.any()): raise ConfigError('selection', 'another than neighbourhood for an algorithm without a graph that is known before', kind)
         def available(available): return availability_selection(available, *args)
+        def by_loss(d=None):
+            done,loss = [r['selected'] for r in self.history],{int(i): l for r in self.history for i,l in r['loss'].items()}   # each client's last
+            new = power_of_choice([loss.get(i) for i in range(K)], cfg.m, min(K, 2*max(1, round(cfg.m*K))) if d is None else d, rng(cfg.seed, 'selection', len(done)))
+            return [*done, new][:cfg.rounds]
         return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection([len(d['train']) for d in self.lst_data_dict], *args),
-                                                    neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available)[kind], cfg.selection_args)
+                                                    neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available, power_of_choice=by_loss)[kind], cfg.selection_args)
 
     def row_ids(self, ids)->list: # ids of rows
         "The rows that a round trains and mixes for these clients; an algorithm may keep several for each."
@@ -312,7 +322,9 @@ class BaseServer:
             self._remember(self.store.history(), anew=True)
             self.check()
             self.call('before_fit')
-            for t in range(self.store.round, self.cfg.rounds): self.one_round(t, self.selection[t])
+            for t in range(self.store.round, self.cfg.rounds):
+                if t >= len(self.selection): self.selection = self.client_selection()
+                self.one_round(t, self.selection[t])
             self.call('after_fit')
         return self.history
 

@@ -1,16 +1,18 @@
 "Whole runs of the tiny model: what must be true of every round."
-import itertools, json
+import io, itertools, json
 import numpy as np, pytest, torch
 from pathlib import Path
 from peft import PeftModel
 from safetensors.torch import load_file
 from conftest import TASKS, client_data
+from fedai.algorithms import get_server
 from fedai.clients import BaseClient, Client_mira
 from fedai.config import ConfigError
 from fedai.data import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
-from fedai.tracking import Callback
+from fedai.tracking import Callback, Progress
+from fedai.utils import rng
 
 def weights(path): return load_file(Path(path)/'adapter_model.safetensors')
 def run_files(root): return {str(o.relative_to(root)): o.read_bytes() for o in Path(root).rglob('*') if o.is_file() and o.name != 'timing.jsonl'}
@@ -271,8 +273,38 @@ def test_selections_of_the_config(make_cfg, kw, sizes):
     if kw['selection'] == 'neighbourhood': assert all(s.alk_connection[np.ix_(o, o)].any() for o in s.selection)
     assert len(s.fit()) == 4
 
+@pytest.mark.parametrize('kw', [dict(), dict(selection_args={'d': 5}), dict(name='fedavg_ft'), dict(name='ditto')], ids=str)
+def test_selection_by_loss(make_cfg, kw):
+    "π_rpow-d of Cho et al., 2020: of d clients, those whose loss was highest when they last trained; infinite before. A stopped run goes on with the same."
+    kw = dict(dict(name='mira', selection='power_of_choice', num_clients=6, m=1/3, rounds=6, lr=.02), **kw)
+    d = kw.get('selection_args', {}).get('d', 4)
+    s = get_server(make_cfg(**kw), client_data(6), callbacks=[])
+    assert len(s.selection) == 1
+    whole,last = s.fit(),{}
+    for t,r in enumerate(whole):
+        drawn = rng(0, 'selection', t).choice(6, d, replace=False).tolist()
+        want = sorted(sorted(drawn, key=lambda i: -last.get(i, float('inf')))[:2])
+        assert r['selected'] == (list(range(6)) if kw['name'] == 'fedavg_ft' and t == 5 else want)
+        last.update({int(i): l for i,l in r['loss'].items()})
+    assert s.selection == [r['selected'] for r in whole] and len(last) == 6
+    cfg,lines = make_cfg(**kw),io.StringIO()
+    class Stop(Callback):
+        def after_client(self, server, comm_round, id, metrics):
+            if comm_round == 4: raise KeyboardInterrupt
+    for stop in ([2,3] if kw['name'] != 'fedavg_ft' else []): get_server(cfg.replace(rounds=stop), client_data(6), callbacks=[]).fit()
+    killed = get_server(cfg, client_data(6), callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt): killed.fit()
+    again = get_server(cfg, client_data(6), callbacks=[Progress(lines)])
+    assert again.selection == s.selection[:5] and again.fit() == whole and again.selection == s.selection and 'going on' in lines.getvalue()
+    killed.callbacks = []
+    assert killed.fit() == whole and killed.selection[:5] == s.selection[:5]
+    x,y = run_files(s.cfg.output_dir),run_files(cfg.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+
 @pytest.mark.parametrize('kw,message', [(dict(graph='ring', graph_args={'p': 1}), '`graph_args`: expected settings of ring, which has neighbours'), (dict(graph='erdos_renyi'), '`graph_args`: expected settings of erdos_renyi'), (dict(graph='learned', graph_args={'measure': 'x'}), "`graph_args: measure`: expected 'states' or 'updates'"),
                                         (dict(graph='learned', graph_args={'top_k': 0}), '`top_k`: expected at least 1'), (dict(normalise='row', renormalize=True), '`renormalize`: expected false'), (dict(selection='availability'), '`selection_args`: expected settings of availability'),
-                                        (dict(selection='availability', selection_args={'available': 'no.csv'}), '`available`: expected a readable .csv'), (dict(selection='neighbourhood', graph='learned'), '`selection`: expected another than neighbourhood'), (dict(graph_args={'p': 1}), 'settings of random, which has none')], ids=str)
+                                        (dict(selection='availability', selection_args={'available': 'no.csv'}), '`available`: expected a readable .csv'), (dict(selection='neighbourhood', graph='learned'), '`selection`: expected another than neighbourhood'), (dict(graph_args={'p': 1}), 'settings of random, which has none'),
+                                        (dict(selection='power_of_choice', m=.5, selection_args={'d': 1}), r'`d`: expected from 2 \(m·K\) to 4 candidates, got 1'), (dict(selection='power_of_choice', selection_args={'d': 5}), '`d`: expected from 4'), (dict(selection='power_of_choice', m=.25, selection_args={'d': True}), '`d`: expected from 1'),
+                                        (dict(selection='power_of_choice', m=.25, selection_args={'d': 2.5}), '`selection_args`: expected settings of power_of_choice: d'), (dict(selection='power_of_choice', selection_args={'p': 1}), '`selection_args`: expected settings of power_of_choice, which has d')], ids=str)
 def test_bad_graph_and_selection_settings(make_cfg, kw, message):
     with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(**kw), client_data(4), callbacks=[])
