@@ -17,7 +17,7 @@ from .config import ConfigError, FedConfig, near
 from .servers import BaseServer, Server_mira, algorithm_classes
 from .utils import LazyList
 
-# %% ../nbs/13_algorithms.ipynb #589ae097
+# %% ../nbs/13_algorithms.ipynb #7cda03c7
 class Server_local(BaseServer, name='local', paper='no federation'):
     "Every client trains alone: M = I."
     one_model = False
@@ -30,7 +30,7 @@ class Server_fedavg_ft(Server_fedavg, name='fedavg_ft', paper='FedAvg, then loca
     "fedavg, but in the last round every client trains, and keeps what it has."
     fixed_rounds = True
     def _last(self, t): return t == self.cfg.rounds-1
-    def client_selection(self): return [*super().client_selection()[:-1], list(range(self.num_clients))] if self.cfg.rounds else []
+    def client_selection(self): return [list(range(self.num_clients)) if self._last(t) else ids for t,ids in enumerate(super().client_selection())]
     def mixing_matrix(self, ids, comm_round): return np.eye(len(ids)) if self._last(comm_round) else super().mixing_matrix(ids, comm_round)
     def shares(self, comm_round): return not self._last(comm_round)
 

@@ -77,7 +77,7 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #ed2aab0f
+# %% ../nbs/00_config.ipynb #a5e7b128
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -110,10 +110,10 @@ class FedConfig:
     rounds:int = opt(10, 'federation', lo=0, result=False) # communication rounds in all
     lambda_:float|None = opt(None, 'federation', lo=0) # MIRA's regularisation λ >= 0; ηλ uses the round's learning rate, so it follows `lr_schedule`
     coupling:float|None = opt(None, 'federation', lo=0, hi=1) # ηλ · max degree of the whole graph, 0 (local) to 1, the same in every round; an alternative to `lambda_`, 0.5 when neither is given
-    selection:str = opt('uniform', 'federation', choices=('uniform','weighted','round_robin','neighbourhood','availability')) # who takes part in a round: drawn uniformly, by number of examples, in turn, a client and its neighbours, or among those that are there
-    selection_args:dict = opt({}, 'federation') # its settings: `{available: FILE.csv}` for availability, a line of 0 and 1 for each round
-    graph:str = opt('random', 'federation') # 'random' (the seed's), 'tasks' (1 between clients with the same task), 'complete', 'ring', 'erdos_renyi', 'learned' (anew in each round, from how alike the trained states are), or a file: .npy or .csv with a (K, K) array, .edges or .txt with lines `i j weight`
-    graph_args:dict = opt({}, 'federation') # its settings: `{neighbours: 2}` for ring, `{p: 0.3}` for erdos_renyi; for learned `measure` ('states' or 'updates'), `top_k`, `threshold`, `temperature`, `symmetrise`
+    selection:str = opt('uniform', 'federation', choices=('uniform','weighted','round_robin','neighbourhood','availability','power_of_choice')) # who takes part in a round: drawn uniformly, by number of examples, in turn, a client and its neighbours, among those that are there, or those with the highest loss among some
+    selection_args:dict = opt({}, 'federation') # its settings: `{available: FILE.csv}` for availability, a line of 0 and 1 for each round; `{d: 6}` for power_of_choice, candidates in a round, twice as many as take part when not given
+    graph:str = opt('random', 'federation') # 'random' (the seed's), 'tasks' (1 between clients with the same task), 'complete', 'ring', 'erdos_renyi', 'learned' (from how alike the clients' trained states, or their data, are), or a file: .npy or .csv with a (K, K) array, .edges or .txt with lines `i j weight`
+    graph_args:dict = opt({}, 'federation') # its settings: `{neighbours: 2}` for ring, `{p: 0.3}` for erdos_renyi; for learned `measure` ('states' or 'updates', learned between the clients of each round; 'data', of a language model's training examples, learned once before the first), `every` (learn in rounds 0, n, 2n, ... only; 1), `top_k`, `threshold`, `temperature`, `symmetrise`
     space:str = opt('factors', 'federation', choices=('factors','product')) # what M is applied to: a LoRA's A and B, each for itself, or their product, cut back to the rank
     normalise:str = opt('none', 'federation', choices=('none','max_degree','row','symmetric')) # scale the graph's weights by the clients' degrees
     renormalize:bool = opt(False, 'federation') # make up for neighbours that don't take part in a round

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['pack_batch', 'answer_losses', 'cut_passes', 'cut_even', 'count_saved', 'offload_saved', 'decoder_layers',
-           'checkpointed', 'base_of', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy']
+           'checkpointed', 'base_of', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy', 'mean_states']
 
-# %% ../nbs/07b_lm.ipynb #dbee131a
+# %% ../nbs/07b_lm.ipynb #3ca2219f
 import inspect, os, tempfile, warnings
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np, torch, torch.nn.functional as F
 from xxhash import xxh3_128
-from .data import Encoded, pad_batch, train_batch
+from .data import Encoded, by_length, pad_batch, train_batch
 from .rows import _Ragged, _forward_as
 
 # %% ../nbs/07b_lm.ipynb #8e70db10
@@ -415,3 +415,25 @@ def _prompt_states(prefix, prompts, cache):
     if not _keeps_all(cache): return None
     each,T = [prefix.get(p, cached=True) for p in prompts],max(map(len, prompts))
     return [torch.stack([F.pad(t, (0, 0, T - t.shape[-2], 0)) for t in ts]) for ts in zip(*each)]
+
+# %% ../nbs/07b_lm.ipynb #ef213d4b
+@torch.no_grad()
+def mean_states(model,         # a causal language model, with or without peft; adapters count as they are
+                sequences,     # lists of token ids, none empty
+                pad:int,       # id written where there is no token
+                batch_size=32, # sequences in a batch
+               )->torch.Tensor: # (N, H) float32, on the CPU
+    "The mean of each sequence's last hidden states, over its tokens."
+    model,out,found = at_rest(base_of(model)),[None]*len(sequences),[]
+    def take(_, args):
+        found.append(args[0])
+        return (args[0][:,:1],)
+    hook = model.get_output_embeddings().register_forward_pre_hook(take)
+    try:
+        for idx in by_length([len(s) for s in sequences], batch_size):
+            ids,there = (t.to(model.device) for t in pad_batch([sequences[i] for i in idx], pad))
+            model(input_ids=ids, use_cache=False)   # padding comes after a sequence, where it can't be seen
+            means = (found.pop().float()*there[...,None]).sum(1)/there.sum(1, keepdim=True)
+            for i,m in zip(idx, means.cpu()): out[i] = m
+    finally: hook.remove()
+    return torch.stack(out)

@@ -93,7 +93,7 @@ def availability_selection(available,  # (rounds, K) booleans, or a .csv file of
         return sorted(there[g.choice(len(there), min(_count(V.shape[1], m), len(there)), replace=False)].tolist())
     return [draw(t, rng(seed, 'selection', t)) for t in range(rounds)]
 
-# %% ../nbs/03_selection.ipynb #851d65b0
+# %% ../nbs/03_selection.ipynb #fd16589c
 def power_of_choice(losses,  # (K,) last known loss of each client; None or NaN where there is none
                     m:float, # share of clients in a round, in (0, 1]
                     d:int,   # candidates, from m·K to K
@@ -102,7 +102,7 @@ def power_of_choice(losses,  # (K,) last known loss of each client; None or NaN 
     "The `max(1, round(m * K))` clients with the highest loss among `d` drawn uniformly; unknown losses are infinite, and among equal ones it's the draw that counts."
     loss = np.array([np.nan if o is None else o for o in losses], dtype=np.float64)
     k = _count(len(loss), m)
-    if not k <= d <= len(loss): raise ConfigError('d', f'from {k} (m·K) to {len(loss)} candidates', d)
+    if isinstance(d, bool) or not k <= d <= len(loss): raise ConfigError('d', f'from {k} (m·K) to {len(loss)} candidates', d)
     drawn = rng.choice(len(loss), d, replace=False)
     worst = np.argsort(-np.where(np.isnan(loss), np.inf, loss)[drawn], kind='stable')[:k]
     return sorted(drawn[worst].tolist())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #4275fcab
+# %% ../nbs/12_servers.ipynb #10c99dda
 import inspect, json, os, warnings
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +16,18 @@ from .clients import BaseClient, Client_mira
 from .config import ConfigError, FedConfig, dump_config, load_config, near
 from .data import check_example, commonest_answer
 from .engines import get_engine
-from .lm import Prefix, decoder_layers
+from .lm import Prefix, decoder_layers, mean_states
 from .graphs import (average_matrix, check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph, random_graph, ring_graph,
                           similarity_graph, state_similarity, subgraph, task_graph)
 from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
 from .product import product_mix
-from .selection import availability_selection, neighbourhood_selection, round_robin_selection, uniform_selection, weighted_selection
+from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Progress
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
-from .utils import LazyList, atomic_file, write_json, write_text
+from .utils import LazyList, atomic_file, rng, write_json, write_text
 
 # %% ../nbs/12_servers.ipynb #a94010dc
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
@@ -41,7 +41,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #42a8fbbb
+# %% ../nbs/12_servers.ipynb #951cf0f2
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -81,6 +81,7 @@ class BaseServer:
         if holdout_ds is not None and not len(holdout_ds): raise ConfigError('holdout_ds', 'at least one example', '0 examples')
         self.holdout = self.task.prepare(holdout_ds, 'holdout') if holdout_ds is not None else None
         self.client_list = LazyList(self, client_class or type(self).client_class, cfg.max_alive)
+        self._find_run()
         self.selection = self.client_selection()
         self.engine = get_engine(self)
         self.check()
@@ -138,14 +139,19 @@ class BaseServer:
         self.own = self.live.buffers if self.cfg.buffers == 'own' else set()
         self._weights = weights
 
-    def _open_store(self):
-        "The run's folder: a new one, or one that goes on with the same settings, model, data and algorithm."
+    def _find_run(self):
+        "What the run's folder has: nothing yet, or a run that goes on with the same settings, model, data and algorithm. Only read here: what is wrong with the settings is found before anything is written."
         cfg,root = self.cfg,Path(self.cfg.output_dir)
-        try: root.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise ConfigError('output_dir', 'a folder that can be written', f'{root} ({e.strerror})') from e
         self.store = AdapterStore(root, cfg.keep_rounds, cfg.keep_trained, self._weights)
         self.identity = dict(server=type(self).__qualname__, client=self.client_list.client_class.__qualname__, base_model=self.live.frozen_checksum())
         if self.store.round: self._check_same_run(root)
+        self._remember(self.store.history(), anew=True)
+
+    def _open_store(self):
+        "Make the run's folder, or bring it back to its last commit."
+        cfg,root = self.cfg,Path(self.cfg.output_dir)
+        try: root.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise ConfigError('output_dir', 'a folder that can be written', f'{root} ({e.strerror})') from e
         with self.store.locked():
             if not self.store.round and not self._same_start(root):
                 try: self.store.claim(self.identity, ('config.yaml','scorecard.json','generations.jsonl','timing.jsonl','curves.png'))
@@ -191,13 +197,17 @@ class BaseServer:
         return {i: self.store._where(i)[1] for i in range(self.num_clients)}
 
     def client_selection(self)->list: # a list of client ids for each round
-        "Who takes part, for all rounds, as the config's `selection` says."
+        "Who takes part, as the config's `selection` says: for all rounds, or where that depends on how training goes, for those that are done and the next; it is asked again then."
         cfg,K = self.cfg,self.num_clients
         kind,args = cfg.selection,(cfg.m, cfg.rounds, cfg.seed)
         if kind == 'neighbourhood' and (self.alk_connection is None or not self.alk_connection.any()): raise ConfigError('selection', 'another than neighbourhood for an algorithm without a graph that is known before', kind)
         def available(available): return availability_selection(available, *args)
+        def by_loss(d=None):
+            done,loss = [r['selected'] for r in self.history],{int(i): l for r in self.history for i,l in r['loss'].items()}   # each client's last
+            new = power_of_choice([loss.get(i) for i in range(K)], cfg.m, min(K, 2*max(1, round(cfg.m*K))) if d is None else d, rng(cfg.seed, 'selection', len(done)))
+            return [*done, new][:cfg.rounds]
         return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection([len(d['train']) for d in self.lst_data_dict], *args),
-                                                    neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available)[kind], cfg.selection_args)
+                                                    neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available, power_of_choice=by_loss)[kind], cfg.selection_args)
 
     def row_ids(self, ids)->list: # ids of rows
         "The rows that a round trains and mixes for these clients; an algorithm may keep several for each."
@@ -312,7 +322,9 @@ class BaseServer:
             self._remember(self.store.history(), anew=True)
             self.check()
             self.call('before_fit')
-            for t in range(self.store.round, self.cfg.rounds): self.one_round(t, self.selection[t])
+            for t in range(self.store.round, self.cfg.rounds):
+                if t >= len(self.selection): self.selection = self.client_selection()
+                self.one_round(t, self.selection[t])
             self.call('after_fit')
         return self.history
 
@@ -391,7 +403,7 @@ class BaseServer:
 
     def __repr__(self): return f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
 
-# %% ../nbs/12_servers.ipynb #77d99bd2
+# %% ../nbs/12_servers.ipynb #960d9de4
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):
     "MIRA: every client keeps its own adapter, and is pulled towards those of its neighbours on the graph."
     one_model,client_class = False,Client_mira
@@ -416,22 +428,44 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
         def tasks():
             if self.tasks is None: raise ConfigError('graph', "'random', 'complete' or a file where examples have no `task`", g)
             return task_graph(self.tasks)
-        def learned(measure='states', top_k=None, threshold=None, temperature=None, symmetrise='mean'):
-            if measure not in ('states','updates'): raise ConfigError('graph_args: measure', "'states' or 'updates'", measure)
+        def learned(measure='states', every=1, top_k=None, threshold=None, temperature=None, symmetrise='mean'):
+            if measure not in (known := ('states','updates','data') if self.task_is_text else ('states','updates')): raise ConfigError('graph_args: measure', 'one of ' + ', '.join(map(repr, known)), measure)
+            if isinstance(every, bool) or not isinstance(every, int) or every < 1: raise ConfigError('graph_args: every', 'a number of rounds, at least 1', every)
+            if measure == 'data' and every != 1: raise ConfigError('graph_args: every', 'nothing beside `measure: data`, which is learned once', every)
             similarity_graph(np.eye(2), top_k, threshold, temperature, symmetrise)   # so that a wrong setting is found now
-            return np.zeros((K,K))   # none before the first round
         kinds = dict(random=lambda: random_graph(K, seed), complete=lambda: complete_graph(K), tasks=tasks, learned=learned, ring=lambda neighbours=1: ring_graph(K, neighbours), erdos_renyi=lambda p: erdos_renyi_graph(K, p, seed))
-        return _called('graph_args', g, kinds.get(g, lambda: load_graph(g, K)), self.cfg.graph_args)
+        A = _called('graph_args', g, kinds.get(g, lambda: load_graph(g, K)), self.cfg.graph_args)
+        return self._known_graph() if g == 'learned' else A
 
     @property
-    def learns_graph(self)->bool: return isinstance(g := getattr(self, 'graph', self.cfg.graph), str) and g == 'learned'
+    def learns_graph(self)->bool:
+        "Is the graph learned from the states of each round?"
+        return isinstance(g := getattr(self, 'graph', self.cfg.graph), str) and g == 'learned' and self.cfg.graph_args.get('measure') != 'data'
+
+    def _known_graph(self):
+        "A learned graph as the last committed round had it; before the first, that of the data where they are what is measured, and otherwise nothing."
+        if self.store.round:
+            if not (p := self.store.folder(self.store.round)/'graph.npy').exists(): raise StoreError(f"{p}: not there")
+            return np.load(p)
+        return np.zeros((self.num_clients,)*2) if self.learns_graph else self.data_graph()
+
+    def _remember(self, records, anew=False):
+        "A run that goes on has the graph that it had learned, too."
+        super()._remember(records, anew)
+        if anew and self.learns_graph and self.store.round: self._A = self._known_graph()
+
+    def data_graph(self)->np.ndarray: # (K, K)
+        "A graph from how alike clients' training examples are to the model that all start from: the cosine of the mean of its last hidden states, less the mean over clients."
+        each = lambda c: mean_states(self.model, [e.prompt + e.answer for e in c.train_data.items], self.task.pad, self.cfg.eval_batch_size).double().mean(0)
+        E = torch.stack([each(c) for c in self.client_list])
+        return similarity_graph(state_similarity([{'mean': e} for e in E - E.mean(0)]), **{k: v for k,v in self.cfg.graph_args.items() if k not in ('measure','every')})
 
     def learned_graph(self,
                       ids,            # the clients of the round, whose states as trained are in the store
                       comm_round:int, # t, from 0
                      )->np.ndarray:   # (n, n)
         "A graph from how alike clients' LoRAs are (their products B A, which don't depend on how they are factored; of other models the states), or what they learned in this round."
-        args = dict(self.cfg.graph_args)
+        args = {k: v for k,v in self.cfg.graph_args.items() if k != 'every'}
         rows = [read_row(self.store.path(i, comm_round+1, 'trained')/self.store.weights, self.store.layout)[1] for i in ids]
         states = [{n: v[n] for n in self.live.tensors} for v in map(self.store.layout.views, rows)]
         if args.pop('measure', 'states') == 'updates':
@@ -453,11 +487,10 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
         return self.cfg.coupling/(max_degree(normalise_graph(self.alk_connection, self.cfg.normalise)) or 1.)
 
     def round_graph(self, ids, comm_round:int)->np.ndarray: # (n, n) weights, in the order of `ids`
-        "The graph between the clients of a round; a learned one is learned here."
-        if self.learns_graph:
-            A = np.zeros((self.num_clients,)*2)
-            A[np.ix_(ids, ids)] = self.learned_graph(ids, comm_round)
-            self._A = A
+        "The graph between the clients of a round; a learned one is learned here: what is known of other pairs stays."
+        if self.learns_graph and comm_round % self.cfg.graph_args.get('every', 1) == 0:
+            self._A = self.alk_connection.copy()
+            self._A[np.ix_(ids, ids)] = self.learned_graph(ids, comm_round)
         return subgraph(normalise_graph(self.alk_connection, self.cfg.normalise), ids, self.cfg.renormalize)
 
     def mixing_matrix(self, ids, comm_round:int)->np.ndarray:

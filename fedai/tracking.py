@@ -24,7 +24,7 @@ class Callback:
     def after_round(self, server, record): pass
     def after_fit(self, server): pass
 
-# %% ../nbs/11_tracking.ipynb #8d991e04
+# %% ../nbs/11_tracking.ipynb #15d8048e
 class Progress(Callback):
     "A progress bar, a line a round, and `timing.jsonl`."
     def __init__(self, out=None): # file for the lines; standard output when not given
@@ -32,7 +32,8 @@ class Progress(Callback):
 
     def before_fit(self, server):
         rounds = range(server.store.round, server.cfg.rounds)
-        total = sum(len(server.selection[t]) for t in rounds)
+        known = server.selection
+        total = sum(len(known[min(t, len(known)-1)]) for t in rounds)   # a round that isn't drawn yet will have about as many as the last that is
         if server.store.round: self.line(f"{server.store.root}: {server.store.round} of {server.cfg.rounds} rounds are done" + (', going on' if total else ''))
         # without a terminal or notebook the bar would fill a log file
         self.bar = tqdm(total=total, unit='client', disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules), leave=False)

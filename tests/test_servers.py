@@ -1,16 +1,19 @@
 "Whole runs of the tiny model: what must be true of every round."
-import itertools, json
+import io, itertools, json
 import numpy as np, pytest, torch
 from pathlib import Path
 from peft import PeftModel
 from safetensors.torch import load_file
-from conftest import TASKS, client_data
+from conftest import TASKS, client_data, sums
+from fedai.algorithms import get_server
 from fedai.clients import BaseClient, Client_mira
 from fedai.config import ConfigError
 from fedai.data import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
-from fedai.tracking import Callback
+from fedai.store import StoreError
+from fedai.tracking import Callback, Progress
+from fedai.utils import rng
 
 def weights(path): return load_file(Path(path)/'adapter_model.safetensors')
 def run_files(root): return {str(o.relative_to(root)): o.read_bytes() for o in Path(root).rglob('*') if o.is_file() and o.name != 'timing.jsonl'}
@@ -246,22 +249,81 @@ def test_graphs_of_the_config(make_cfg, kw):
         assert np.allclose(M, mira_matrix(subgraph(A, ids, s.cfg.renormalize), .5/A.sum(1).max())) and np.allclose(M.sum(1), 1)
     assert h[0]['graph']['components'] >= 1 and h[0]['graph']['lambda_max'] >= 0
 
-@pytest.mark.parametrize('args', [dict(), dict(top_k=1), dict(measure='updates', temperature=.5)], ids=str)
+@pytest.mark.parametrize('args', [dict(), dict(top_k=1), dict(measure='updates', temperature=.5), dict(every=2)], ids=str)
 def test_a_learned_graph(make_cfg, args):
-    "Learned from the trained states of the round, saved with it, and the same after a stop."
+    "Learned between the clients of a round from their trained states, the rest as it was; saved with the round, and the same after each of many stops."
     from fedai.graphs import lora_similarity, similarity_graph
-    kw = dict(graph='learned', graph_args=args, m=.75, rounds=3, lr=1e-2, keep_trained=True, keep_rounds=5)
-    s = Server_mira(make_cfg(**kw), client_data(4), callbacks=[])
+    kw = dict(graph='learned', graph_args=args, num_clients=5, m=.6, rounds=5, lr=1e-2, keep_trained=True, keep_rounds=6)
+    every,known = args.get('every', 1),np.zeros((5,5))
+    s = Server_mira(make_cfg(**kw), client_data(5), callbacks=[])
     whole = s.fit()
     for t,ids in enumerate(s.selection):
-        A = np.load(s.store.folder(t+1)/'graph.npy')
-        assert A.any() and set(np.flatnonzero(A.any(1))) <= set(ids)
-        if args.get('measure') != 'updates':
+        A,block = np.load(s.store.folder(t+1)/'graph.npy'),np.ix_(ids, ids)
+        if t % every == 0 and args.get('measure') != 'updates':
             states = [load_file(s.store.path(i, t+1, 'trained')/'adapter_model.safetensors') for i in ids]
-            assert np.allclose(A[np.ix_(ids, ids)], similarity_graph(lora_similarity(states), **args))
+            known[block] = similarity_graph(lora_similarity(states), **{k: v for k,v in args.items() if k != 'every'})
+        elif t % every == 0:
+            assert not np.array_equal(A[block], known[block])
+            known[block] = A[block]
+        assert A.any() and np.allclose(A, known) and np.array_equal(A, A.T)
+        new = [load_file(s.store.path(i, t+1)/'adapter_model.safetensors') if s.latest_model_iter[i] == t+1 else None for i in ids]
+        old = [load_file(s.store.path(i, t+1, 'trained')/'adapter_model.safetensors') for i in ids]
+        for k,i in enumerate(ids):
+            for n in old[0]:
+                if new[k]: assert torch.allclose(new[k][n], old[k][n] - .5/A.sum(1).max()*sum(A[i,j]*(old[k][n] - old[l][n]) for l,j in enumerate(ids)), atol=1e-6)
+    met = sum(np.isin(np.arange(5), ids)[:,None] & np.isin(np.arange(5), ids) for ids in s.selection[::every])
+    assert not A[met == 0].any() and (A[met > 0] > 0).sum() > 6   # more than one round's clients
     cfg = make_cfg(**kw)
-    Server_mira(cfg.replace(rounds=1), client_data(4), callbacks=[]).fit()
-    assert Server_mira(cfg, client_data(4), callbacks=[]).fit() == whole
+    class Stop(Callback):
+        def after_mix(self, server, t, M): raise KeyboardInterrupt
+    early = Server_mira(cfg, client_data(5), callbacks=[Stop()])   # it knows nothing of the rounds that others do
+    for stop in (1,2,3): Server_mira(cfg.replace(rounds=stop), client_data(5), callbacks=[]).fit()
+    assert np.array_equal(Server_mira(cfg, client_data(5), callbacks=[]).alk_connection, np.load(s.store.folder(3)/'graph.npy'))
+    with pytest.raises(KeyboardInterrupt): early.fit()
+    early.callbacks = []
+    assert early.fit() == whole
+    x,y = run_files(s.cfg.output_dir),run_files(cfg.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+
+def kinds_of_text(n=6):
+    "Clients of two kinds: arithmetic, and words."
+    words = 'the cat sat on a mat and saw some birds fly over old trees by a river'.split()
+    def text(k, i): return dict(instruction=' '.join(words[(i*3 + k*5 + j) % len(words)] for j in range(6)), output=words[(i+k) % len(words)])
+    data = [sums(k, 8) if k % 2 == 0 else [text(k, i) for i in range(8)] for k in range(n)]
+    return [{'train': d[2:], 'test': d[:2]} for d in data]
+
+def test_a_graph_from_data(make_cfg):
+    "Within a kind of text weights are larger; known before training, independent of who comes first, of the batch, and taken from the run when it goes on."
+    kw = dict(num_clients=6, graph='learned', graph_args={'measure': 'data', 'top_k': 2}, selection='neighbourhood', m=.5, rounds=3)
+    data,cfg = kinds_of_text(),make_cfg(**kw)
+    s = Server_mira(cfg, data, callbacks=[])
+    A,same = s.alk_connection,(np.arange(6)[:,None] - np.arange(6)) % 2 == 0
+    assert A[same & ~np.eye(6, dtype=bool)].min() > A[~same].max() and len(s.selection) == 3 and all(len({i % 2 for i in ids}) == 1 for ids in s.selection)
+    free = Server_mira(make_cfg(**{**kw, 'graph_args': {'measure': 'data', 'temperature': 1.}}), data, callbacks=[]).alk_connection
+    assert (free + np.eye(6) > 0).all() and free[same & ~np.eye(6, dtype=bool)].min() > free[~same].max()
+    # against embeddings of each example alone
+    def embed(e):
+        ids = torch.tensor([e.prompt + e.answer])
+        return s.model(ids, output_hidden_states=True).hidden_states[-1][0].double().mean(0).detach().numpy()
+    E = np.stack([np.mean([embed(e) for e in c.train_data.items], 0) for c in s.client_list])
+    E -= E.mean(0)
+    C = E@E.T/np.sqrt(np.outer((E**2).sum(1), (E**2).sum(1)))
+    W = np.exp(C - 1)*(1 - np.eye(6))
+    W /= W.sum(1, keepdims=True)
+    assert np.abs(free - (W + W.T)/2).max() < 1e-5
+    p = [3,0,5,1,4,2]
+    other = Server_mira(make_cfg(**kw, eval_batch_size=3), [data[i] for i in p], callbacks=[]).alk_connection
+    assert np.allclose(other, A[np.ix_(p, p)], atol=1e-5)
+    s.fit()
+    assert np.array_equal(np.load(s.store.folder(3)/'graph.npy'), A)
+    more = Server_mira(cfg.replace(rounds=4, eval_batch_size=1), data, callbacks=[])
+    assert np.array_equal(more.alk_connection, A) and len(more.fit()) == 4
+    (s.store.folder(4)/'graph.npy').unlink()
+    with pytest.raises(StoreError, match='graph.npy: not there'): Server_mira(cfg.replace(rounds=5), data, callbacks=[])
+    with pytest.raises(ConfigError, match='λ_max'): Server_mira(make_cfg(**kw, lambda_=1e4), data, callbacks=[])
+    pairs = [{'train': [(torch.ones(3), 0)]*4, 'test': [(torch.ones(3), 1)]*2} for _ in range(4)]
+    with pytest.raises(ConfigError, match="`graph_args: measure`: expected one of 'states', 'updates', got 'data'"):
+        Server_mira(make_cfg(graph='learned', graph_args={'measure': 'data'}), pairs, torch.nn.Linear(3, 2), callbacks=[], criterion=torch.nn.CrossEntropyLoss())
 
 @pytest.mark.parametrize('kw,sizes', [(dict(selection='weighted', m=.5), 2), (dict(selection='round_robin', m=.25), 1), (dict(selection='neighbourhood', m=.5, graph='ring'), 2)], ids=str)
 def test_selections_of_the_config(make_cfg, kw, sizes):
@@ -271,8 +333,38 @@ def test_selections_of_the_config(make_cfg, kw, sizes):
     if kw['selection'] == 'neighbourhood': assert all(s.alk_connection[np.ix_(o, o)].any() for o in s.selection)
     assert len(s.fit()) == 4
 
-@pytest.mark.parametrize('kw,message', [(dict(graph='ring', graph_args={'p': 1}), '`graph_args`: expected settings of ring, which has neighbours'), (dict(graph='erdos_renyi'), '`graph_args`: expected settings of erdos_renyi'), (dict(graph='learned', graph_args={'measure': 'x'}), "`graph_args: measure`: expected 'states' or 'updates'"),
+@pytest.mark.parametrize('kw', [dict(), dict(selection_args={'d': 5}), dict(name='fedavg_ft'), dict(name='ditto')], ids=str)
+def test_selection_by_loss(make_cfg, kw):
+    "π_rpow-d of Cho et al., 2020: of d clients, those whose loss was highest when they last trained; infinite before. A stopped run goes on with the same."
+    kw = dict(dict(name='mira', selection='power_of_choice', num_clients=6, m=1/3, rounds=6, lr=.02), **kw)
+    d = kw.get('selection_args', {}).get('d', 4)
+    s = get_server(make_cfg(**kw), client_data(6), callbacks=[])
+    assert len(s.selection) == 1
+    whole,last = s.fit(),{}
+    for t,r in enumerate(whole):
+        drawn = rng(0, 'selection', t).choice(6, d, replace=False).tolist()
+        want = sorted(sorted(drawn, key=lambda i: -last.get(i, float('inf')))[:2])
+        assert r['selected'] == (list(range(6)) if kw['name'] == 'fedavg_ft' and t == 5 else want)
+        last.update({int(i): l for i,l in r['loss'].items()})
+    assert s.selection == [r['selected'] for r in whole] and len(last) == 6
+    cfg,lines = make_cfg(**kw),io.StringIO()
+    class Stop(Callback):
+        def after_client(self, server, comm_round, id, metrics):
+            if comm_round == 4: raise KeyboardInterrupt
+    for stop in ([2,3] if kw['name'] != 'fedavg_ft' else []): get_server(cfg.replace(rounds=stop), client_data(6), callbacks=[]).fit()
+    killed = get_server(cfg, client_data(6), callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt): killed.fit()
+    again = get_server(cfg, client_data(6), callbacks=[Progress(lines)])
+    assert again.selection == s.selection[:5] and again.fit() == whole and again.selection == s.selection and 'going on' in lines.getvalue()
+    killed.callbacks = []
+    assert killed.fit() == whole and killed.selection[:5] == s.selection[:5]
+    x,y = run_files(s.cfg.output_dir),run_files(cfg.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+
+@pytest.mark.parametrize('kw,message', [(dict(graph='ring', graph_args={'p': 1}), '`graph_args`: expected settings of ring, which has neighbours'), (dict(graph='erdos_renyi'), '`graph_args`: expected settings of erdos_renyi'), (dict(graph='learned', graph_args={'measure': 'x'}), "`graph_args: measure`: expected one of 'states', 'updates', 'data'"), (dict(graph='learned', graph_args={'every': 0}), '`graph_args: every`: expected a number of rounds, at least 1, got 0'), (dict(graph='learned', graph_args={'every': 2, 'measure': 'data'}), '`graph_args: every`: expected nothing beside'),
                                         (dict(graph='learned', graph_args={'top_k': 0}), '`top_k`: expected at least 1'), (dict(normalise='row', renormalize=True), '`renormalize`: expected false'), (dict(selection='availability'), '`selection_args`: expected settings of availability'),
-                                        (dict(selection='availability', selection_args={'available': 'no.csv'}), '`available`: expected a readable .csv'), (dict(selection='neighbourhood', graph='learned'), '`selection`: expected another than neighbourhood'), (dict(graph_args={'p': 1}), 'settings of random, which has none')], ids=str)
+                                        (dict(selection='availability', selection_args={'available': 'no.csv'}), '`available`: expected a readable .csv'), (dict(selection='neighbourhood', graph='learned'), '`selection`: expected another than neighbourhood'), (dict(graph_args={'p': 1}), 'settings of random, which has none'),
+                                        (dict(selection='power_of_choice', m=.5, selection_args={'d': 1}), r'`d`: expected from 2 \(m·K\) to 4 candidates, got 1'), (dict(selection='power_of_choice', selection_args={'d': 5}), '`d`: expected from 4'), (dict(selection='power_of_choice', m=.25, selection_args={'d': True}), '`d`: expected from 1'),
+                                        (dict(selection='power_of_choice', m=.25, selection_args={'d': 2.5}), '`selection_args`: expected settings of power_of_choice: d'), (dict(selection='power_of_choice', selection_args={'p': 1}), '`selection_args`: expected settings of power_of_choice, which has d')], ids=str)
 def test_bad_graph_and_selection_settings(make_cfg, kw, message):
     with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(**kw), client_data(4), callbacks=[])
