@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['Server_local', 'Server_fedavg', 'Server_fedavg_ft', 'Client_prox', 'Server_fedprox', 'Client_ditto', 'Server_ditto',
-           'Server_fedu', 'Server_ffa', 'Server_rolora', 'Server_fedsa', 'import_user_code', 'list_algorithms',
-           'get_server']
+           'Server_fedu', 'Server_ffa', 'Server_rolora', 'Server_fedsa', 'add_to_base', 'Server_fedex', 'Server_flora',
+           'bipartition', 'Server_ifca', 'Server_cfl', 'import_user_code', 'list_algorithms', 'get_server']
 
-# %% ../nbs/13_algorithms.ipynb #fc71b5ce
-import importlib, importlib.util, sys
+# %% ../nbs/13_algorithms.ipynb #ca189977
+import importlib, importlib.util, re, sys
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
+import numpy as np, torch
 from .clients import BaseClient
 from .config import ConfigError, FedConfig, near
+from .graphs import average_matrix, inner_products
 from .servers import BaseServer, Server_mira, algorithm_classes
-from .utils import LazyList
+from .utils import LazyList, key_seed, rng
 
 # %% ../nbs/13_algorithms.ipynb #7cda03c7
 class Server_local(BaseServer, name='local', paper='no federation'):
@@ -101,6 +103,162 @@ class Server_fedsa(_Factors, name='fedsa', paper='FedSA-LoRA, Guo et al., 2025, 
     def _make_model(self, model):
         super()._make_model(model)
         self.own = self.own | self.factor('B')
+
+# %% ../nbs/13_algorithms.ipynb #7be1605f
+def add_to_base(model,  # a PEFT or transformers model
+                change, # name of a weight, as a transformers model has it -> what is added to it
+               ):       # the model, changed
+    "Add to a model's weights, such as the tensors of a `kept_base.safetensors`; raises `ConfigError` for a name that it doesn't have."
+    weights = {re.sub(r'^base_model\.model\.', '', n).replace('.base_layer.', '.'): p for n,p in model.named_parameters()}
+    for n in change:
+        if n not in weights: raise ConfigError('change', 'names of weights of the model', n)
+    with torch.no_grad():
+        for n,t in change.items(): weights[n].copy_(weights[n].double() + t.to(weights[n].device).double())
+    return model
+
+class _Exact(_Factors):
+    "Puts into the base model what averaged factors miss."
+    def check(self):
+        super().check()
+        if getattr(self.cfg, 'server_optimizer', 'none') != 'none': raise ConfigError('server_optimizer', f"'none' for {self.name}, whose average is exact", self.cfg.server_optimizer)
+        if bad := [n for n,w,_,_ in self._layers if not w.is_floating_point()]: raise ConfigError('dtype', f'one of floating-point numbers for {self.name}, which adds to {bad[0]}', self.cfg.dtype)
+        if any(any(self.model.get_submodule(path).use_dora.values()) for _,_,path,_ in self._layers): raise ConfigError('model', f'LoRAs without DoRA for {self.name}', 'a model with DoRA')
+
+    @cached_property
+    def _layers(self): # (name of the base weight, the weight, name of the LoRA, its scale) for each LoRA
+        out = []
+        for n in sorted(self.factor('B')):
+            path = n.removesuffix('.lora_B.weight')
+            layer = self.model.get_submodule(path)
+            out.append((path.removeprefix('base_model.model.') + '.weight', layer.base_layer.weight, path, next(iter(layer.scaling.values()))))
+        return out
+
+    def _make_model(self, model):
+        super()._make_model(model)
+        self.model.unchanged = [(w,w.detach().clone()) for _,w,_,_ in self._layers]   # so that the next server with this model begins from its own weights
+
+    def _remember(self, records, anew=False):
+        super()._remember(records, anew)
+        with torch.no_grad():
+            for w,first in self.model.unchanged: w.copy_(first)
+        add_to_base(self.model, self.store.kept('base') or {})
+
+    def aggregate(self, ids, comm_round):
+        M = super().aggregate(ids, comm_round)
+        trained,old,new = self.trained_states(ids, comm_round),self.store.kept('base') or {},{}
+        mixed = self.store.layout.views(self.store.load_row(ids[0], comm_round+1))
+        for name,w,path,scale in self._layers:
+            product = lambda state: state[f'{path}.lora_B.weight'].double() @ state[f'{path}.lora_A.weight'].double()
+            more = scale*sum(p*product(s) for p,s in zip(M[0], trained) if p)
+            if self.keeps_mean: more -= scale*product(mixed)
+            if self.model.get_submodule(path).fan_in_fan_out: more = more.T
+            new[name] = ((old[name].double() if name in old else 0) + more).float().contiguous()
+        self.store.keep(comm_round+1, 'base', new)
+        return M
+
+class Server_fedex(_Exact, name='fedex', paper='FedEx-LoRA, Singhal et al., 2024, arXiv:2410.09432'):
+    "fedavg of the factors, and what the average of the products has besides goes into the base model."
+    keeps_mean = True
+
+class Server_flora(_Exact, name='flora', paper='FLoRA, Wang et al., 2024, arXiv:2409.05976'):
+    "The average of the products goes into the base model, and every round begins with a fresh LoRA."
+    keeps_mean = False
+    def aggregate(self, ids, comm_round):
+        M = super().aggregate(ids, comm_round)
+        row = self.store.load_row(ids[0], comm_round+1).clone()
+        draw = torch.Generator().manual_seed(key_seed(self.cfg.seed, 'flora', comm_round))
+        for n,t in self.store.layout.views(row).items():
+            if n in self.factor('B'): t.zero_()
+            elif n in self.factor('A'): t.copy_((2*torch.rand(t.shape, generator=draw) - 1)/t.shape[1]**.5)   # as peft draws it
+        self.store.replace(comm_round+1, ids, row)
+        return M
+
+# %% ../nbs/13_algorithms.ipynb #9b329442
+def bipartition(S:np.ndarray, # (K, K) similarities, symmetric; K at least 2
+               )->tuple:      # two sorted lists of indices; the first has 0
+    "The split in two whose largest similarity across is the smallest."
+    import networkx as nx
+    tree = nx.maximum_spanning_tree(nx.from_numpy_array(np.asarray(S, dtype=np.float64) + 2))   # cosines of 0 would be no edges
+    tree.remove_edge(*min(tree.edges, key=lambda e: (tree.edges[e]['weight'], e)))
+    parts = sorted(sorted(c) for c in nx.connected_components(tree))
+    return parts[0],parts[1]
+
+class _Clustered(BaseServer):
+    "Several models, kept by the store beside the clients' states, and every client with one of them."
+    one_model = False
+    def clusters(self, ids, comm_round)->list: raise NotImplementedError   # of each of these clients, when their states are mixed
+    def model_of(self, client): raise NotImplementedError                  # the number of the model that a client goes on from
+
+    def row_of(self, client):
+        kept = self.store.kept(f'cluster_{self.model_of(client)}')
+        return self.with_own(self.store.layout.pack(kept), client) if kept else super().row_of(client)
+
+    def mixing_matrix(self, ids, comm_round):
+        self._found = np.array(self.clusters(ids, comm_round))
+        M = np.zeros((len(ids),)*2)
+        for c in np.unique(self._found):
+            at = np.flatnonzero(self._found == c)
+            M[np.ix_(at, at)] = super().mixing_matrix([ids[j] for j in at], comm_round)
+        return M
+
+    def aggregate(self, ids, comm_round):
+        M = super().aggregate(ids, comm_round)
+        for c in np.unique(self._found):
+            first = min(i for i,o in zip(ids, self._found) if o == c)
+            self.store.keep(comm_round+1, f'cluster_{c}', self.store.layout.views(self.store.load_row(first, comm_round+1)))
+        return M
+
+    def record(self, comm_round, ids, metrics, M): return {**super().record(comm_round, ids, metrics, M), 'clusters': {str(i): int(c) for i,c in sorted(zip(ids, self._found))}}
+
+class Server_ifca(_Clustered, name='ifca', paper='Ghosh et al., 2020, arXiv:2006.04088'):
+    "A fixed number of models; each client trains, and is tested with, the one whose training loss is lowest."
+    settings = {'clusters': (2, 'number of models')}
+
+    def check(self):
+        super().check()
+        if not 1 <= (c := self.args['clusters']) <= self.num_clients: raise ConfigError('algorithm_args: clusters', f'from 1 to num_clients, {self.num_clients}', c)
+        self._chosen = (None,{})
+
+    def model_of(self, client):
+        n,round = self.args['clusters'],self.store.round
+        if self._chosen[0] != round: self._chosen = (round,{})
+        if client.id in (chosen := self._chosen[1]): return chosen[client.id]
+        kept = [self.store.kept(f'cluster_{c}') for c in range(n)]
+        if not all(kept): chosen[client.id] = int(rng(self.cfg.seed, 'clusters').permutation(self.num_clients)[client.id] % n)
+        else:
+            losses = []
+            for state in kept:
+                self.live.load(self.with_own(self.store.layout.pack(state), client))
+                losses.append(self.task.mean_losses(self.live, {0: client.train_data})[0])
+            chosen[client.id] = int(np.argmin(losses))
+        return chosen[client.id]
+
+    def clusters(self, ids, comm_round): return [self.model_of(self.client_list[i]) for i in ids]
+
+class Server_cfl(_Clustered, name='cfl', paper='Sattler et al., 2020, arXiv:1910.01991'):
+    "One model, which becomes two wherever its clients' updates point in different directions, and so on."
+    settings = {'eps': (.4, 'a cluster is split when its mean update is shorter than this share of its longest')}
+
+    def check(self):
+        super().check()
+        if self.cfg.m < 1: raise ConfigError('m', '1 for cfl, which compares the updates of all clients', self.cfg.m)
+
+    def model_of(self, client): return self.history[-1]['clusters'][str(client.id)] if self.history else 0
+
+    def clusters(self, ids, comm_round):
+        now = np.array([self.model_of(self.client_list[i]) for i in ids])
+        new,free = now.copy(),now.max() + 1
+        for c in np.unique(now):
+            at = np.flatnonzero(now == c)
+            if len(at) < 2: continue
+            mine = [ids[j] for j in at]
+            G,w = inner_products(self.updates(mine, comm_round)),average_matrix([len(self.lst_data_dict[i]['train']) for i in mine])[0]
+            n = np.sqrt(np.diag(G))
+            if np.sqrt(max(0., w@G@w)) >= self.args['eps']*n.max(): continue   # also where nothing moved
+            unit = np.divide(1., n, out=np.zeros_like(n), where=n > 0)
+            new[at[bipartition(unit[:,None]*G*unit)[1]]] = free
+            free += 1
+        return new.tolist()
 
 # %% ../nbs/13_algorithms.ipynb #27660dc4
 def import_user_code(paths): # Python files, or names of modules

@@ -6,7 +6,7 @@
 __all__ = ['check_graph', 'random_graph', 'complete_graph', 'task_graph', 'ring_graph', 'erdos_renyi_graph', 'similarity_graph',
            'knn_graph', 'read_table', 'load_graph', 'laplacian', 'max_degree', 'step_limit', 'mira_matrix',
            'normalise_graph', 'subgraph', 'average_matrix', 'effective_pull', 'graph_facts', 'lora_similarity',
-           'state_similarity', 'plot_graph', 'plot_network']
+           'inner_products', 'state_similarity', 'plot_graph', 'plot_network']
 
 # %% ../nbs/02_graphs.ipynb #95a95f8b
 import csv, warnings
@@ -298,17 +298,22 @@ def lora_similarity(states, # K dicts name -> tensor, in each layer `...lora_A.w
             G[k,k:] += np.add.reduceat(((b[mine]@b[at[k]:].T)*(a[mine]@a[at[k]:].T)).sum(0), at[k:-1] - at[k])
     return _cosine(np.triu(G) + np.triu(G, 1).T)
 
-# %% ../nbs/02_graphs.ipynb #9c924647
-def state_similarity(states, # K dicts name -> tensor, with the same names and shapes
-                    )->np.ndarray: # (K, K) cosines in [-1, 1]; 1 on the diagonal, 0 beside it for a state of zeros
-    "Cosine similarity of the clients' states, each flattened to one vector."
+# %% ../nbs/02_graphs.ipynb #5bc95706
+def inner_products(states, # K dicts name -> tensor, with the same names and shapes; what isn't floating point is passed over
+                  )->np.ndarray: # (K, K) float64
+    "The inner product of every two clients' states, each flattened to one vector."
     states = [{n: t for n,t in s.items() if t.is_floating_point()} for s in states]
     _same('names and shapes', [{n: tuple(t.shape) for n,t in s.items()} for s in states])
     G = np.zeros((len(states),len(states)))
     for n in states[0] if states else ():
         X = np.stack([s[n].detach().double().cpu().numpy().ravel() for s in states])
         G += X@X.T
-    return _cosine(G)
+    return G
+
+def state_similarity(states, # K dicts name -> tensor, with the same names and shapes
+                    )->np.ndarray: # (K, K) cosines in [-1, 1]; 1 on the diagonal, 0 beside it for a state of zeros
+    "Cosine similarity of the clients' states, each flattened to one vector."
+    return _cosine(inner_products(states))
 
 # %% ../nbs/02_graphs.ipynb #996fa843
 def plot_graph(A:np.ndarray,  # (K, K) client graph

@@ -41,7 +41,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #951cf0f2
+# %% ../nbs/12_servers.ipynb #4de99108
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -92,6 +92,7 @@ class BaseServer:
         known,given = type(self).settings,self.cfg.algorithm_args
         for k,v in given.items():
             if k not in known: raise ConfigError('algorithm_args', f"settings of {type(self).name or type(self).__name__}, which has {', '.join(known) or 'none'}" + near(k, known), given)
+            if type(known[k][0]) is int and (type(v) is not int or v < 0): raise ConfigError(f'algorithm_args: {k}', 'a whole number of at least 0', v)
             if isinstance(known[k][0], float) and (isinstance(v, bool) or not isinstance(v, (int,float)) or not 0 <= v < float('inf')): raise ConfigError(f'algorithm_args: {k}', 'a number of at least 0', v)
         return {**{k: v for k,(v,_) in known.items()}, **given}
 
@@ -132,6 +133,8 @@ class BaseServer:
             if criterion is None: raise ConfigError('criterion', 'a loss function, given to the server or an attribute of the model', criterion)
             self.task,weights = ModuleTask(self.cfg, criterion),'model.safetensors'
         self.model = model if getattr(model, 'is_loaded_in_4bit', False) or getattr(model, 'is_loaded_in_8bit', False) else model.to(self.device)   # a quantised model stays where it was loaded
+        with torch.no_grad():
+            for w,first in getattr(self.model, 'unchanged', ()): w.copy_(first)   # a server before this one may have added to the base model
         self.live = LiveState(self.model)
         cfg = self.cfg
         if self.task_is_text and cfg.cache_prefix and decoder_layers(self.model)[1]:
@@ -249,10 +252,30 @@ class BaseServer:
               )->torch.Tensor: # (nbytes,) uint8
         "A client's committed state, or the common start."
         row = self.store.load_row(client.id)
-        if self.own and self.store._where(client.id)[0] != client.id:   # the model that all share, but what a client keeps is still its own
+        return row if self.store._where(client.id)[0] == client.id else self.with_own(row, client)
+
+    def with_own(self,
+                 row:torch.Tensor, # (nbytes,) uint8: a model that clients share
+                 client,           # a client of `client_list`
+                )->torch.Tensor:   # (nbytes,) uint8
+        "A shared model for a client, with what the client keeps for itself."
+        if self.own:
             row,mine = row.clone(),self.store.layout.views(self.store.load_row(client.id, self.store.latest.get(client.id, 0)))
             for n in self.own: self.store.layout.views(row)[n].copy_(mine[n])
         return row
+
+    def trained_states(self,
+                       ids,            # clients of the round, whose states as trained are in the store
+                       comm_round:int, # t, from 0
+                      )->list:         # dicts name -> tensor, mapped, without buffers
+        "What came out of the local training of a round."
+        rows = [read_row(self.store.path(i, comm_round+1, 'trained')/self.store.weights, self.store.layout)[1] for i in ids]
+        return [{n: v[n] for n in self.live.tensors} for v in map(self.store.layout.views, rows)]
+
+    def updates(self, ids, comm_round:int)->list: # dicts name -> tensor
+        "What local training changed in a round: the states as trained, less what was sent."
+        sent = [self.store.layout.views(self.row_of(self.client(i))) for i in ids]
+        return [{n: t - b[n] for n,t in a.items()} for a,b in zip(self.trained_states(ids, comm_round), sent)]
 
     def update(self,
                state:dict,     # name -> tensor, as trained
@@ -403,7 +426,7 @@ class BaseServer:
 
     def __repr__(self): return f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
 
-# %% ../nbs/12_servers.ipynb #960d9de4
+# %% ../nbs/12_servers.ipynb #e512c2c8
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):
     "MIRA: every client keeps its own adapter, and is pulled towards those of its neighbours on the graph."
     one_model,client_class = False,Client_mira
@@ -466,11 +489,8 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
                      )->np.ndarray:   # (n, n)
         "A graph from how alike clients' LoRAs are (their products B A, which don't depend on how they are factored; of other models the states), or what they learned in this round."
         args = {k: v for k,v in self.cfg.graph_args.items() if k != 'every'}
-        rows = [read_row(self.store.path(i, comm_round+1, 'trained')/self.store.weights, self.store.layout)[1] for i in ids]
-        states = [{n: v[n] for n in self.live.tensors} for v in map(self.store.layout.views, rows)]
-        if args.pop('measure', 'states') == 'updates':
-            sent = [self.store.layout.views(self.row_of(self.client(i))) for i in ids]
-            return similarity_graph(state_similarity([{n: t - b[n] for n,t in a.items()} for a,b in zip(states, sent)]), **args)
+        if args.pop('measure', 'states') == 'updates': return similarity_graph(state_similarity(self.updates(ids, comm_round)), **args)
+        states = self.trained_states(ids, comm_round)
         alike = lora_similarity if self.task_is_text and all('lora_' in n for n in self.live.tensors) else state_similarity
         return similarity_graph(alike(states), **args)
 
