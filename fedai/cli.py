@@ -50,7 +50,7 @@ def run(cfg:FedConfig, # the run's settings
     print(f"\nwrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
     return server
 
-# %% ../nbs/17_cli.ipynb #28ebc037
+# %% ../nbs/17_cli.ipynb #9f0b9b13
 _compare_keys = ('algorithms','seeds','tune','sweep','metric','valid_share')
 
 def run_compare(cfg:FedConfig,   # what all have in common
@@ -59,7 +59,7 @@ def run_compare(cfg:FedConfig,   # what all have in common
     "Run several algorithms on the same data and say what came out: what `fedai compare` does."
     for k in section:
         if k not in _compare_keys: raise ConfigError(f'compare: {k}', 'one of ' + ', '.join(_compare_keys) + near(k, _compare_keys), section[k])
-    from fedai.compare import compare
+    from fedai.comparison import compare
     result = compare(cfg, **section)
     print(f'\n{result.table()}\n\nwrote compare.csv, compare.json, compare.md, compare.png in {cfg.output_dir}')
     return result

@@ -5,7 +5,7 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
 from conftest import client_data
-from fedai.compare import Comparison, compare, hold_out, paired_bootstrap
+from fedai.comparison import Comparison, compare, hold_out, paired_bootstrap
 from fedai.config import ConfigError
 
 ARGS = dict(algorithms=['local','fedavg','mira'], seeds=[0,1], tune={'*': {'lr': [.1,1.]}, 'mira': {'coupling': [.2,.6]}}, metric='loss', data=lambda cfg: client_data(4))
