@@ -17,7 +17,7 @@ from .config import ConfigError, FedConfig, near
 from .servers import BaseServer, Server_mira, algorithm_classes
 from .utils import LazyList
 
-# %% ../nbs/13_algorithms.ipynb #589ae097
+# %% ../nbs/13_algorithms.ipynb #90f4cf3f
 class Server_local(BaseServer, name='local', paper='no federation'):
     "Every client trains alone: M = I."
     one_model = False
@@ -33,6 +33,7 @@ class Server_fedavg_ft(Server_fedavg, name='fedavg_ft', paper='FedAvg, then loca
     def client_selection(self): return [*super().client_selection()[:-1], list(range(self.num_clients))] if self.cfg.rounds else []
     def mixing_matrix(self, ids, comm_round): return np.eye(len(ids)) if self._last(comm_round) else super().mixing_matrix(ids, comm_round)
     def shares(self, comm_round): return not self._last(comm_round)
+    def stepped_rows(self, ids, comm_round): return [] if self._last(comm_round) else ids
 
 # %% ../nbs/13_algorithms.ipynb #e8a0c86f
 class Client_prox(BaseClient):
@@ -45,7 +46,7 @@ class Server_fedprox(BaseServer, name='fedprox', paper='Li et al., 2020, arXiv:1
     "fedavg, with local training held near the average."
     client_class,settings = Client_prox,{'mu': (.01, 'weight of the term')}
 
-# %% ../nbs/13_algorithms.ipynb #f3d0dbcc
+# %% ../nbs/13_algorithms.ipynb #dc43c7cc
 class Client_ditto(BaseClient):
     "The personal row: held near the shared one by λ/2 ‖v - w‖²."
     def penalty(self, sent):
@@ -70,6 +71,7 @@ class Server_ditto(BaseServer, name='ditto', paper='Li et al., 2021, arXiv:2012.
         M,shared = np.eye(len(ids)),[j for j,i in enumerate(ids) if i < self.num_clients]
         M[np.ix_(shared, shared)] = super().mixing_matrix([ids[j] for j in shared], comm_round)
         return M
+    def stepped_rows(self, ids, comm_round): return [i for i in ids if i < self.num_clients]
     def test_row(self, client, round=None): return self.store.load_row(self.num_clients + client.id, round)
 
 # %% ../nbs/13_algorithms.ipynb #5053b642
