@@ -19,7 +19,7 @@ from .graphs import average_matrix, inner_products
 from .servers import BaseServer, Server_mira, algorithm_classes
 from .utils import LazyList, key_seed, rng
 
-# %% ../nbs/13_algorithms.ipynb #7cda03c7
+# %% ../nbs/13_algorithms.ipynb #462b7861
 class Server_local(BaseServer, name='local', paper='no federation'):
     "Every client trains alone: M = I."
     one_model = False
@@ -35,6 +35,7 @@ class Server_fedavg_ft(Server_fedavg, name='fedavg_ft', paper='FedAvg, then loca
     def client_selection(self): return [list(range(self.num_clients)) if self._last(t) else ids for t,ids in enumerate(super().client_selection())]
     def mixing_matrix(self, ids, comm_round): return np.eye(len(ids)) if self._last(comm_round) else super().mixing_matrix(ids, comm_round)
     def shares(self, comm_round): return not self._last(comm_round)
+    def stepped_rows(self, ids, comm_round): return [] if self._last(comm_round) else ids
 
 # %% ../nbs/13_algorithms.ipynb #e8a0c86f
 class Client_prox(BaseClient):
@@ -47,7 +48,7 @@ class Server_fedprox(BaseServer, name='fedprox', paper='Li et al., 2020, arXiv:1
     "fedavg, with local training held near the average."
     client_class,settings = Client_prox,{'mu': (.01, 'weight of the term')}
 
-# %% ../nbs/13_algorithms.ipynb #f3d0dbcc
+# %% ../nbs/13_algorithms.ipynb #dc43c7cc
 class Client_ditto(BaseClient):
     "The personal row: held near the shared one by λ/2 ‖v - w‖²."
     def penalty(self, sent):
@@ -72,6 +73,7 @@ class Server_ditto(BaseServer, name='ditto', paper='Li et al., 2021, arXiv:2012.
         M,shared = np.eye(len(ids)),[j for j,i in enumerate(ids) if i < self.num_clients]
         M[np.ix_(shared, shared)] = super().mixing_matrix([ids[j] for j in shared], comm_round)
         return M
+    def stepped_rows(self, ids, comm_round): return [i for i in ids if i < self.num_clients]
     def test_row(self, client, round=None): return self.store.load_row(self.num_clients + client.id, round)
 
 # %% ../nbs/13_algorithms.ipynb #5053b642
@@ -104,7 +106,7 @@ class Server_fedsa(_Factors, name='fedsa', paper='FedSA-LoRA, Guo et al., 2025, 
         super()._make_model(model)
         self.own = self.own | self.factor('B')
 
-# %% ../nbs/13_algorithms.ipynb #7be1605f
+# %% ../nbs/13_algorithms.ipynb #4efe871b
 def add_to_base(model,  # a PEFT or transformers model
                 change, # name of a weight, as a transformers model has it -> what is added to it
                ):       # the model, changed
@@ -120,7 +122,7 @@ class _Exact(_Factors):
     "Puts into the base model what averaged factors miss."
     def check(self):
         super().check()
-        if getattr(self.cfg, 'server_optimizer', 'none') != 'none': raise ConfigError('server_optimizer', f"'none' for {self.name}, whose average is exact", self.cfg.server_optimizer)
+        if self.cfg.server_optimizer != 'none': raise ConfigError('server_optimizer', f"'none' for {self.name}, whose average is exact", self.cfg.server_optimizer)
         if bad := [n for n,w,_,_ in self._layers if not w.is_floating_point()]: raise ConfigError('dtype', f'one of floating-point numbers for {self.name}, which adds to {bad[0]}', self.cfg.dtype)
         if any(any(self.model.get_submodule(path).use_dora.values()) for _,_,path,_ in self._layers): raise ConfigError('model', f'LoRAs without DoRA for {self.name}', 'a model with DoRA')
 

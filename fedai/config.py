@@ -77,7 +77,10 @@ def _checked(f, v):
         if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
     return new
 
-# %% ../nbs/00_config.ipynb #a5e7b128
+# %% ../nbs/00_config.ipynb #5bdf0638
+server_optimizers = dict(momentum=('beta1',), adagrad=('beta1','tau'), yogi=('beta1','beta2','tau'), adam=('beta1','beta2','tau'))   # kind -> its settings
+
+# %% ../nbs/00_config.ipynb #181d036b
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -117,6 +120,9 @@ class FedConfig:
     space:str = opt('factors', 'federation', choices=('factors','product')) # what M is applied to: a LoRA's A and B, each for itself, or their product, cut back to the rank
     normalise:str = opt('none', 'federation', choices=('none','max_degree','row','symmetric')) # scale the graph's weights by the clients' degrees
     renormalize:bool = opt(False, 'federation') # make up for neighbours that don't take part in a round
+    server_optimizer:str = opt('none', 'federation', choices=('none',*server_optimizers)) # what a round's mixed states become: themselves, or the sent ones after a step of an optimiser, which takes the difference for its gradient
+    server_lr:float|None = opt(None, 'federation', above=0) # its learning rate; nothing: 1 for momentum, 0.01 for the adaptive ones
+    server_optimizer_args:dict = opt({}, 'federation') # its settings: `beta1` [0.9]; `tau` [0.001] for adagrad, yogi and adam; `beta2` [0.99] for yogi and adam
 
     # local training
     lr:float = opt(1e-3, 'local training', above=0) # learning rate of the local optimiser
@@ -167,12 +173,25 @@ class FedConfig:
         if self.lambda_ is not None and self.coupling is not None:
             raise ConfigError('coupling', 'nothing beside `lambda_` (they set the same thing)', self.coupling)
         if self.lambda_ is None and self.coupling is None: object.__setattr__(self, 'coupling', .5)
+        self._check_server_optimizer()
         if not self.output_dir.strip(): raise ConfigError('output_dir', 'the name of a folder', self.output_dir)
         if isinstance(self.adapt_layers, str) and not re.fullmatch(r'all|last:[1-9]\d*', self.adapt_layers):
             raise ConfigError('adapt_layers', "'all', 'last:n' or a list of layer numbers", self.adapt_layers)
         if isinstance(self.clients_per_batch, str) and self.clients_per_batch != 'auto': raise ConfigError('clients_per_batch', "'auto' or a number", self.clients_per_batch)
         if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?', self.device):
             raise ConfigError('device', "'auto', 'cpu', 'cuda', 'cuda:1' or the like", self.device)
+
+    def _check_server_optimizer(self):
+        kind,args = self.server_optimizer,self.server_optimizer_args
+        if kind == 'none':
+            for k in ('server_lr','server_optimizer_args'):
+                if getattr(self, k): raise ConfigError(k, 'nothing with `server_optimizer: none`', getattr(self, k))
+            return
+        known = server_optimizers[kind]
+        for k,v in args.items():
+            if k not in known: raise ConfigError('server_optimizer_args', f'settings of {kind}, which has {", ".join(known)}' + near(k, known), args)
+            x = _as(float, v)
+            if x is None or not (0 < x < math.inf if k == 'tau' else 0 <= x < 1): raise ConfigError(f'server_optimizer_args: {k}', 'a number above 0' if k == 'tau' else 'a number of at least 0 and below 1', v)
 
     def asdict(self)->dict: # field -> value, in the order of the fields
         "The settings as plain Python values."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #10c99dda
+# %% ../nbs/12_servers.ipynb #625cdaa4
 import inspect, json, os, warnings
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
 from .product import product_mix
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
+from .server_opt import server_step
 from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Progress
 from .rows import LiveState, adapter_files
@@ -41,7 +42,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #4de99108
+# %% ../nbs/12_servers.ipynb #211c8951
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -300,8 +301,29 @@ class BaseServer:
         kept = self.kept_tensors(comm_round)
         if self.cfg.space == 'factors': self.store.mix(ids, M, comm_round+1, kept)
         else: self.store.mix_by(ids, M, comm_round+1, self._products(kept))
+        if self.cfg.server_optimizer != 'none': self._server_steps(sorted(self.stepped_rows(ids, comm_round)), comm_round)
         self._save_graph(comm_round+1)
         return M
+
+    def stepped_rows(self, ids, comm_round:int)->list: # ids of rows
+        "Which of a round's rows take the step of the server's optimiser, where there is one; the others are as mixed."
+        return ids
+
+    def _server_steps(self, ids, t):
+        "Replace mixed rows by the sent ones and a step; one step for all where they share a model. All that goes in is committed, or made anew in a round that is begun again."
+        s,cfg,trained,layout = self.store,self.cfg,self.trained_tensors(t),self.store.layout
+        names = [n for n in self.live.tensors if n not in self.kept_tensors(t) and (trained is None or n in trained)]   # buffers are no gradient's matter
+        for name,group in ([('moments', ids)] if self.shares(t) and ids else [(f'moments_{i}', [i]) for i in ids]):
+            sent,mixed = [{n: v[n].to(torch.promote_types(v[n].dtype, torch.float32)) for n in names} for v in map(layout.views, (self.row_of(self.client(group[0])), s.load_row(group[0], t+1)))]
+            steps,moments = server_step(cfg.server_optimizer, {n: mixed[n] - sent[n] for n in names}, s.kept(name), cfg.server_lr, **cfg.server_optimizer_args)
+            s.keep(t+1, name, moments)
+            same = {}   # equal rows; where clients keep something of their own, there are more than one
+            for i in group: same.setdefault(s.checksums[t+1][i], []).append(i)
+            for equal in same.values():
+                row = s.load_row(equal[0], t+1).clone()
+                for n,v in layout.views(row).items():
+                    if n in steps: v.copy_(sent[n] + steps[n])
+                s.replace(t+1, equal, row)
 
     def _products(self, kept):
         "What is mixed by its product, a LoRA at a time, and how; what is no LoRA is mixed as it is."
@@ -328,6 +350,7 @@ class BaseServer:
         "What can be found wrong before training; raises `ConfigError`."
         for k in ('gradient_checkpointing','offload_activations'):
             if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)
+        if self.cfg.space == 'product' and self.cfg.server_optimizer != 'none': raise ConfigError('server_optimizer', "'none' with `space: product` (a step on factors depends on how a product is factored)", self.cfg.server_optimizer)
         if self.cfg.space == 'product' and not any(n.endswith('lora_B.weight') for n in self.live.tensors): raise ConfigError('space', "'factors' for a model without a LoRA", 'product')
         params = [torch.nn.Parameter(torch.zeros_like(p, device='cpu')) for p in self.live.views.values() if p.is_floating_point()]
         opt = get_optimizer(self.cfg, params, self.cfg.lr)

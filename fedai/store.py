@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #fd2de5ac
+# %% ../nbs/06_store.ipynb #e52ee0f0
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -467,11 +467,9 @@ class AdapterStore:
         files = [self.path(i, round)/self.weights for i in ids]
         with _on_disk(f'the mixed states of round {round}', self.round):
             for k,f in enumerate(files):
-                new = f.with_name(f'.{f.name}.new')   # never written in place: mixed files may be links of each other, or of trained ones
-                new.unlink(missing_ok=True)
-                if k: _link(files[0], new)
-                else: check = write_row(new, self.layout, row)
-                os.replace(new, f)
+                f.unlink()   # a new file, never the old one written to: mixed files may be links of each other, or of trained ones
+                if k: _link(files[0], f)
+                else: check = write_row(f, self.layout, row)
             _flush(files)
             _flush([f.parent for f in files])
         self.checksums[round].update({int(i): check for i in ids})

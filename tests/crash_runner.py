@@ -21,7 +21,7 @@ WATCHED = [(os, n) for n in ('replace','link','fsync','truncate','unlink','mkdir
 
 def run(root):
     cfg = FedConfig(model='tiny', r=2, device='cpu', num_clients=K, m=.75, rounds=ROUNDS, local_step=2, batch_size=2, keep_rounds=1, eval_every=2, max_new_tokens=2,
-                    clients_per_batch=2, adapt_layers='last:1', lora_dropout=.1, output_dir=str(root))
+                    clients_per_batch=2, adapt_layers='last:1', lora_dropout=.1, server_optimizer='adam', output_dir=str(root))
     Server_mira(cfg, client_data(K), callbacks=[]).fit()
 
 def watch(kill_at, log):

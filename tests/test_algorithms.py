@@ -2,6 +2,7 @@
 import json
 import pytest, torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from conftest import client_data
 from fedai.algorithms import get_server, import_user_code, list_algorithms
 from fedai.cli import main
@@ -66,6 +67,38 @@ def plain_fedu(cfg, selection, A):
         for k in ids: ws[k] = {n: new[k][n] - eta*cfg.lambda_*sum(A[k,l]*(new[k][n] - new[l][n]) for l in ids) for n in new[k]}
     return ws
 
+def stepped(kind, sent, mixed, state, eta, b1, b2=None, tau=None):
+    "FedAvgM, and Algorithm 2 of Reddi et al., on one tensor; `state` is (m, v) and changed."
+    d = mixed - sent
+    if kind == 'momentum':
+        state[0] = b1*state[0] + d
+        return sent + eta*state[0]
+    m,v = state
+    m = b1*m + (1 - b1)*d
+    if kind == 'adagrad': v = v + d**2
+    if kind == 'yogi': v = v - (1 - b2)*d**2*torch.sign(v - d**2)
+    if kind == 'adam': v = b2*v + (1 - b2)*d**2
+    state[:] = m,v
+    return sent + eta*m/(torch.sqrt(v) + tau)
+
+def moments(tau): return {n: [torch.zeros_like(w), torch.full_like(w, (tau or 0)**2)] for n,w in net().state_dict().items()}
+
+def plain_server_fedavg(cfg, selection, kind, eta, args):
+    w,state = net().state_dict(),moments(args.get('tau'))
+    for t,ids in enumerate(selection):
+        y = mean([sgd(cfg, w, DATA[k]['train'], t, k) for k in ids], [SIZES[k] for k in ids])
+        w = {n: stepped(kind, w[n], y[n], state[n], eta, *args.values()) for n in w}
+    return [w]*K
+
+def plain_server_mira(cfg, selection, A, kind, eta, args):
+    "Every client has moments of its own, which stand still where it takes no part."
+    ws,states,pull = [net().state_dict() for _ in range(K)],[moments(args.get('tau')) for _ in range(K)],cfg.lr*cfg.local_step*cfg.lambda_
+    for t,ids in enumerate(selection):
+        new = {k: sgd(cfg, ws[k], DATA[k]['train'], t, k) for k in ids}
+        y = {k: {n: new[k][n] - pull*sum(A[k,l]*(new[k][n] - new[l][n]) for l in ids) for n in new[k]} for k in ids}
+        for k in ids: ws[k] = {n: stepped(kind, ws[k][n], y[k][n], states[k][n], eta, *args.values()) for n in ws[k]}
+    return ws
+
 CASES = {'local': lambda c,s,_: plain_local(c, s), 'fedavg': lambda c,s,_: plain_fedavg(c, s), 'fedavg_ft': lambda c,s,_: plain_fedavg(c, s, None, True),
          'fedprox': lambda c,s,_: plain_fedavg(c, s, lambda sent: lambda n,w: .3*(w - sent[n])), 'ditto': lambda c,s,_: plain_ditto(c, s), 'fedu': plain_fedu, 'mira': plain_fedu}
 
@@ -84,6 +117,52 @@ def test_modules_against_the_papers_formulas(make_cfg, name, engine):
         for n,t in got.items(): assert torch.allclose(t, want[k][n], rtol=1e-6, atol=1e-7), (k, n)   # mixing is in float64 for float64 rows
     again = get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
     assert again.fit() == s.history
+
+SERVER = [('momentum', 1., {}, dict(b1=.9)), ('momentum', .7, dict(beta1=.5), dict(b1=.5)), ('adagrad', .01, {}, dict(b1=.9, b2=None, tau=1e-3)), ('yogi', .01, {}, dict(b1=.9, b2=.99, tau=1e-3)),
+          ('adam', .01, {}, dict(b1=.9, b2=.99, tau=1e-3)), ('adam', .05, dict(beta1=0, beta2=.6, tau=.02), dict(b1=0, b2=.6, tau=.02)), ('yogi', .05, dict(beta2=.5, tau=.3), dict(b1=.9, b2=.5, tau=.3))]
+
+@pytest.mark.parametrize('name', ['fedavg','mira'])
+@pytest.mark.parametrize('kind,eta,given,args', SERVER, ids=lambda o: str(o))
+def test_server_optimisers_against_the_papers_formulas(make_cfg, name, kind, eta, given, args):
+    "Four rounds of two of four clients; a learning rate that is the default isn't given."
+    cfg = make_cfg(name=name, m=.5, rounds=4, local_step=3, batch_size=4, optimizer='SGD', lr=.1, lambda_=.2, grad_clip=None, keep_rounds=1,
+                   server_optimizer=kind, server_lr=eta if given else None, server_optimizer_args=given)
+    s = get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
+    s.fit()
+    want = plain_server_fedavg(cfg, s.selection, kind, eta, args) if name == 'fedavg' else plain_server_mira(cfg, s.selection, s.alk_connection, kind, eta, args)
+    for k in range(K):
+        got = s.store.layout.views(s.test_row(s.client_list[k]).clone())
+        for n,t in got.items(): assert torch.allclose(t, want[k][n], rtol=1e-9, atol=1e-11), (k, n)
+    assert s.store.check() == [] and set(s.store.kept_in) == ({'moments'} if name == 'fedavg' else {f'moments_{k}' for k in set(sum(s.selection, []))})
+    assert get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss()).fit() == s.history
+
+@pytest.mark.parametrize('name', [n for n in CASES])
+def test_momentum_of_nothing_is_no_server_optimiser(make_cfg, name):
+    rows = []
+    for kw in ({}, dict(server_optimizer='momentum', server_optimizer_args={'beta1': 0})):
+        cfg = make_cfg(name=name, m=.5, rounds=3, local_step=3, batch_size=4, optimizer='SGD', lr=.1, lambda_=.2, **kw)
+        s = get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
+        s.fit()
+        rows.append([s.test_row(c).clone().view(torch.float64) for c in s.client_list])
+    for a,b in zip(*rows): assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+def test_ditto_steps_its_shared_rows_and_fedavg_ft_none_at_the_end(make_cfg):
+    kw = dict(m=.5, rounds=3, local_step=3, batch_size=4, optimizer='SGD', lr=.1, grad_clip=None, server_optimizer='momentum', keep_rounds=9)
+    def run(name):
+        s = get_server(make_cfg(name=name, algorithm_args={'lam': .3} if name == 'ditto' else {}, **kw), DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
+        s.fit()
+        return s
+    avg,ditto,ft = map(run, ('fedavg','ditto','fedavg_ft'))
+    assert torch.equal(avg.store.load_row(avg.selection[-1][0]), ditto.store.load_row(ditto.selection[-1][0])) and set(ditto.store.kept_in) == {'moments'}
+    ws,vs = [ditto.store.layout.views(ditto.store.load_row(ditto.selection[t-1][0], t) if t else ditto.store.load_row(0, 0)) for t in range(3)],[net().state_dict() for _ in range(K)]
+    for t,ids in enumerate(ditto.selection):
+        for k in ids: vs[k] = sgd(ditto.cfg, vs[k], DATA[k]['train'], t, K+k, lambda n,v: .3*(v - ws[t][n]))
+    for k in range(K):
+        for n,v in ditto.store.layout.views(ditto.test_row(ditto.client_list[k])).items(): assert torch.allclose(v, vs[k][n], rtol=1e-6, atol=1e-9), (k, n)
+    assert set(ft.store.kept_in) == {'moments'} and ft.store.kept_in['moments'][0] == 2
+    sent = ft.store.layout.views(ft.store.load_row(ft.selection[1][0], 2))
+    for k in range(K):
+        for n,v in sgd(ft.cfg, sent, DATA[k]['train'], 2, k).items(): assert torch.allclose(ft.store.load(k)[n], v, rtol=1e-9, atol=1e-12)
 
 def lora_steps(cfg, state, items, t, id, names):
     "SGD on some of a LoRA's tensors, by peft and transformers alone."
@@ -118,6 +197,42 @@ def test_loras_factors_against_the_papers(make_cfg, name, engine):
         moved = max((want[n] - start[n]).abs().max() for n in start)
         for n in start: assert (got[n] - want[n]).abs().max() <= 2e-3*moved, (k, n)
         if name == 'ffa': assert all(torch.equal(got[n], start[n]) for n in A)
+
+@pytest.mark.parametrize('name', ['fedsa','ffa','rolora'])
+def test_a_server_step_on_loras_factors(make_cfg, name):
+    "fedsa: only A is stepped, and every client keeps the B that it trained. rolora and ffa: only the factor of the round."
+    cfg = make_cfg(name=name, m=.75, rounds=3, lr=.05, server_optimizer='momentum', keep_trained=True, keep_rounds=9)
+    s = get_server(cfg, client_data(4), callbacks=[])
+    s.fit()
+    A,B = ({n for n in s.live.tensors if f'lora_{X}' in n} for X in 'AB')
+    w,m = {n: t.clone() for n,t in s.store.layout.views(s.store.load_row(0, 0)).items()},{n: torch.zeros_like(t) for n,t in s.live.state().items()}
+    for t,ids in enumerate(s.selection):
+        trained = {i: load_file(s.store.path(i, t+1, 'trained')/'adapter_model.safetensors') for i in ids}
+        names = {'fedsa': A, 'ffa': B, 'rolora': B if t % 2 == 0 else A}[name]
+        for n in names:
+            m[n] = .9*m[n] + sum(o[n] for o in trained.values())/len(ids) - w[n]
+            w[n] = w[n] + m[n]
+        for i in ids:
+            new = load_file(s.store.path(i, t+1)/'adapter_model.safetensors')
+            for n in new:
+                if n in B and name == 'fedsa': assert torch.equal(new[n], trained[i][n])
+                else: assert torch.allclose(new[n], w[n], rtol=1e-5, atol=1e-7)   # an average of equal ones
+    assert {n.removeprefix('m.') for n in s.store.kept('moments')} == {'fedsa': A, 'ffa': B, 'rolora': A | B}[name] and s.store.check() == []
+
+def test_buffers_and_half_precision_under_a_server_step(make_cfg):
+    "BatchNorm's statistics are mixed and not stepped; rows in bfloat16 have moments in float32."
+    torch.manual_seed(0)
+    bn = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)).double()
+    cfg = make_cfg(name='fedavg', rounds=2, lr=.05, buffers='mean', server_optimizer='adam', server_lr=1., keep_trained=True)
+    s = get_server(cfg, DATA, bn, callbacks=[], criterion=torch.nn.MSELoss())
+    s.fit()
+    n,w = '1.running_var',[x/sum(SIZES) for x in SIZES]
+    old = [load_file(s.store.path(i, 2, 'trained')/'model.safetensors')[n] for i in range(4)]
+    assert torch.allclose(s.store.load(0)[n], sum(x*o for x,o in zip(w, old))) and 'm.'+n not in s.store.kept('moments') and 'm.0.weight' in s.store.kept('moments')
+    data = [{k: [(x.bfloat16(), y.bfloat16()) for x,y in v] for k,v in d.items()} for d in DATA]
+    s = get_server(make_cfg(name='mira', rounds=1, lr=.05, server_optimizer='adam'), data, net().bfloat16(), callbacks=[], criterion=torch.nn.MSELoss())
+    s.fit()
+    assert {t.dtype for t in s.store.kept('moments_0').values()} == {torch.float32} and {t.dtype for t in s.store.load(0).values()} == {torch.bfloat16}
 
 def test_factors_need_a_lora(make_cfg):
     for name in ('ffa','fedsa','rolora'):
@@ -167,6 +282,7 @@ def test_ones_own_algorithm_in_config_and_command_line(make_cfg, tmp_path, capsy
     with pytest.raises(ConfigError, match='`imports`: expected Python files or modules'): import_user_code(['no_such_module'])
 
 @pytest.mark.parametrize('args,message', [(dict(algorithm_args={'lambda': 1}), 'settings of mira, which has none'), (dict(name='fedprox', algorithm_args={'mu': -1}), '`algorithm_args: mu`: expected a number of at least 0, got -1'),
-                                          (dict(name='ditto', algorithm_args={'lam': 'x'}), '`algorithm_args: lam`'), (dict(name='fedu'), "`optimizer`: expected 'SGD' for fedu"), (dict(name='Mira'), "did you mean 'mira'")])
+                                          (dict(name='ditto', algorithm_args={'lam': 'x'}), '`algorithm_args: lam`'), (dict(name='fedu'), "`optimizer`: expected 'SGD' for fedu"), (dict(name='Mira'), "did you mean 'mira'"),
+                                          (dict(name='fedavg', server_optimizer='adam', space='product'), "`server_optimizer`: expected 'none' with `space: product`")])
 def test_bad_settings(make_cfg, args, message):
     with pytest.raises(ConfigError, match=message): get_server(make_cfg(**args), client_data(4), callbacks=[])

@@ -30,6 +30,14 @@ from fedai.training import NonFiniteLoss
     (dict(device='gpu'), "`device`: expected 'auto', 'cpu', 'cuda'"),
     (dict(adapt_layers='first:2'), "`adapt_layers`: expected 'all', 'last:n'"),
     (dict(tasks=['gcd']), r"`tasks`: expected a mapping, got \['gcd'\]"),
+    (dict(server_optimizer='adm'), r"`server_optimizer`: expected one of 'none', 'momentum', .* \(did you mean 'adam'\?\)"),
+    (dict(server_lr=1.), "`server_lr`: expected nothing with `server_optimizer: none`, got 1.0"),
+    (dict(server_optimizer_args={'beta1': .9}), "`server_optimizer_args`: expected nothing with `server_optimizer: none`"),
+    (dict(server_optimizer='adam', server_lr=0), "`server_lr`: expected a value above 0, got 0"),
+    (dict(server_optimizer='adam', server_optimizer_args={'beta3': .9}), r"settings of adam, which has beta1, beta2, tau \(did you mean 'beta"),
+    (dict(server_optimizer='momentum', server_optimizer_args={'tau': .1}), "settings of momentum, which has beta1"),
+    (dict(server_optimizer='adagrad', server_optimizer_args={'beta2': .9}), "settings of adagrad, which has beta1, tau"),
+    *[(dict(server_optimizer='yogi', server_optimizer_args={k: v}), f"`server_optimizer_args: {k}`: expected a number") for k,v in [('beta1',1),('beta1',-.1),('beta2',float('nan')),('beta2',True),('tau',0),('tau',float('inf')),('tau','x')]],
     (dict(seed=None), "`seed`: expected an integer, got None"),
 ])
 def test_config(fields, message):
