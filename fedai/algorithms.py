@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['Server_local', 'Server_fedavg', 'Server_fedavg_ft', 'Client_prox', 'Server_fedprox', 'Client_ditto', 'Server_ditto',
-           'Server_fedu', 'Server_ffa', 'Server_rolora', 'Server_fedsa', 'import_user_code', 'list_algorithms',
-           'get_server']
+           'Server_fedu', 'Server_ffa', 'Server_rolora', 'Server_fedsa', 'Server_hetlora', 'import_user_code',
+           'list_algorithms', 'get_server']
 
-# %% ../nbs/13_algorithms.ipynb #fc71b5ce
+# %% ../nbs/13_algorithms.ipynb #6687dbc6
 import importlib, importlib.util, sys
 from pathlib import Path
 
 import numpy as np
 from .clients import BaseClient
 from .config import ConfigError, FedConfig, near
+from .graphs import average_matrix, lora_norm
 from .servers import BaseServer, Server_mira, algorithm_classes
 from .utils import LazyList
 
@@ -45,7 +46,7 @@ class Server_fedprox(BaseServer, name='fedprox', paper='Li et al., 2020, arXiv:1
     "fedavg, with local training held near the average."
     client_class,settings = Client_prox,{'mu': (.01, 'weight of the term')}
 
-# %% ../nbs/13_algorithms.ipynb #f3d0dbcc
+# %% ../nbs/13_algorithms.ipynb #1d249a20
 class Client_ditto(BaseClient):
     "The personal row: held near the shared one by λ/2 ‖v - w‖²."
     def penalty(self, sent):
@@ -70,7 +71,7 @@ class Server_ditto(BaseServer, name='ditto', paper='Li et al., 2021, arXiv:2012.
         M,shared = np.eye(len(ids)),[j for j,i in enumerate(ids) if i < self.num_clients]
         M[np.ix_(shared, shared)] = super().mixing_matrix([ids[j] for j in shared], comm_round)
         return M
-    def test_row(self, client, round=None): return self.store.load_row(self.num_clients + client.id, round)
+    def test_row(self, client, round=None): return self.cut_to_rank(self.store.load_row(self.num_clients + client.id, round), client.id)
 
 # %% ../nbs/13_algorithms.ipynb #5053b642
 class Server_fedu(Server_mira, name='fedu', paper='Dinh et al., 2022, arXiv:2102.07148'):
@@ -79,13 +80,18 @@ class Server_fedu(Server_mira, name='fedu', paper='Dinh et al., 2022, arXiv:2102
         super().check()
         if self.cfg.optimizer != 'SGD': raise ConfigError('optimizer', "'SGD' for fedu (mira takes any)", self.cfg.optimizer)
 
-# %% ../nbs/13_algorithms.ipynb #539bde21
-class _Factors(BaseServer):
+# %% ../nbs/13_algorithms.ipynb #870ab8c8
+class _Lora(BaseServer):
     "What is for LoRA only."
     def factor(self, X)->set: return {n for n in self.live.tensors if n.endswith(f'lora_{X}.weight')}
     def check(self):
         super().check()
         if not self.factor('A'): raise ConfigError('name', 'an algorithm for models without a LoRA', self.name)
+
+class _Factors(_Lora):
+    "What treats A and B apart."
+    def check(self):
+        super().check()
         if self.cfg.space == 'product': raise ConfigError('space', f"'factors' for {self.name}, which treats A and B apart", 'product')
 
 class Server_ffa(_Factors, name='ffa', paper='FFA-LoRA, Sun et al., 2024, arXiv:2403.12313'):
@@ -101,6 +107,14 @@ class Server_fedsa(_Factors, name='fedsa', paper='FedSA-LoRA, Guo et al., 2025, 
     def _make_model(self, model):
         super()._make_model(model)
         self.own = self.own | self.factor('B')
+
+# %% ../nbs/13_algorithms.ipynb #72253612
+class Server_hetlora(_Lora, name='hetlora', paper='HetLoRA, Cho et al., 2024, arXiv:2401.06432'):
+    "fedavg of factors padded with zeros to one rank, weighted by the norm of each client's B A."
+    def mixing_matrix(self, ids, comm_round):
+        loras = self.factor('A') | self.factor('B')
+        w = [lora_norm({n: s[n] for n in loras}) for s in self.trained_states(ids, comm_round)]
+        return average_matrix(w) if any(w) else super().mixing_matrix(ids, comm_round)   # nothing was learned, so all products are 0 whatever the weights
 
 # %% ../nbs/13_algorithms.ipynb #27660dc4
 def import_user_code(paths): # Python files, or names of modules

@@ -29,8 +29,14 @@ from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
 from .utils import LazyList, atomic_file, rng, write_json, write_text
 
-# %% ../nbs/12_servers.ipynb #a94010dc
+# %% ../nbs/12_servers.ipynb #87013379
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
+
+def _cut(n, t, r):
+    "The tensor `n` with zeros beyond rank `r`, where it is a LoRA's A or B."
+    if n.endswith('lora_A.weight'): t[r:] = 0
+    if n.endswith('lora_B.weight'): t[:,r:] = 0
+    return t
 
 # %% ../nbs/12_servers.ipynb #21530ed6
 def _called(field, kind, f, args):
@@ -41,7 +47,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #951cf0f2
+# %% ../nbs/12_servers.ipynb #ada8a15c
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -252,7 +258,24 @@ class BaseServer:
         if self.own and self.store._where(client.id)[0] != client.id:   # the model that all share, but what a client keeps is still its own
             row,mine = row.clone(),self.store.layout.views(self.store.load_row(client.id, self.store.latest.get(client.id, 0)))
             for n in self.own: self.store.layout.views(row)[n].copy_(mine[n])
+        return self.cut_to_rank(row, client.id)
+
+    def cut_to_rank(self,
+                    row:torch.Tensor, # (nbytes,) uint8
+                    i:int,            # the id of a client, or of a further row of it
+                   )->torch.Tensor:   # (nbytes,) uint8; the same one where there is nothing to cut
+        "What a client of its rank can hold of a row: zeros beyond, in A and B."
+        if not self.cfg.ranks: return row
+        row = row.clone()
+        for n,t in self.store.layout.views(row).items(): _cut(n, t, self.cfg.ranks[i % self.num_clients])
         return row
+
+    def trained_states(self,
+                       ids,            # rows of the round
+                       comm_round:int, # t, from 0
+                      )->list:         # dicts name -> tensor, mapped
+        "What a round's training came to, for a matrix or a graph that depends on it."
+        return [self.store.layout.views(read_row(self.store.path(i, comm_round+1, 'trained')/self.store.weights, self.store.layout)[1]) for i in ids]
 
     def update(self,
                state:dict,     # name -> tensor, as trained
@@ -275,21 +298,26 @@ class BaseServer:
         M = np.asarray(self.mixing_matrix(ids, comm_round), dtype=np.float64)
         if M.shape != (len(ids),len(ids)) or not np.isfinite(M).all(): raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a finite ({len(ids)}, {len(ids)}) array, got shape {M.shape}" + ('' if np.isfinite(M).all() else ' with NaN or infinity'))
         kept = self.kept_tensors(comm_round)
-        if self.cfg.space == 'factors': self.store.mix(ids, M, comm_round+1, kept)
-        else: self.store.mix_by(ids, M, comm_round+1, self._products(kept))
+        ranks = [self.cfg.ranks[i % self.num_clients] for i in sorted(ids)] if self.cfg.ranks and not self.shares(comm_round) else None   # what all share keeps the full rank, and is cut when it is sent
+        if self.cfg.space == 'factors' and not ranks: self.store.mix(ids, M, comm_round+1, kept)
+        else: self.store.mix_by(ids, M, comm_round+1, self._parts(kept, ranks))
         self._save_graph(comm_round+1)
         return M
 
-    def _products(self, kept):
-        "What is mixed by its product, a LoRA at a time, and how; what is no LoRA is mixed as it is."
+    def _parts(self, kept, ranks=None):
+        "What is mixed together and how: in product space a LoRA at a time, all else as it is; both cut to the clients' ranks, where these are given in the order of ids."
         def pair(b, a):
             def f(M, old):
-                new = product_mix(M, [o[b] for o in old], [o[a] for o in old])
+                new = product_mix(M, [o[b] for o in old], [o[a] for o in old], ranks)
                 return [{b: B, a: A} for B,A in new]
             return [b,a],f
-        def plain(n): return [n],lambda M, old: [{n: y.view(old[0][n].shape)} for y in torch.from_numpy(M).to(torch.float64) @ torch.stack([o[n].flatten().double() for o in old])]
+        def plain(n):
+            def f(M, old):
+                new = [y.view(old[0][n].shape) for y in torch.from_numpy(M).to(torch.float64) @ torch.stack([o[n].flatten().double() for o in old])]
+                return [{n: _cut(n, y, ranks[k]) if ranks else y} for k,y in enumerate(new)]
+            return [n],f
         names = [n for n,t in self.live.views.items() if t.is_floating_point() and n not in kept]
-        loras = [(n, n.replace('lora_B', 'lora_A')) for n in names if n.endswith('lora_B.weight') and n.replace('lora_B', 'lora_A') in names]
+        loras = [(n, n.replace('lora_B', 'lora_A')) for n in names if n.endswith('lora_B.weight') and n.replace('lora_B', 'lora_A') in names and self.cfg.space == 'product']
         done = {n for p in loras for n in p}
         return [pair(*p) for p in loras] + [plain(n) for n in names if n not in done]
 
@@ -305,12 +333,18 @@ class BaseServer:
         "What can be found wrong before training; raises `ConfigError`."
         for k in ('gradient_checkpointing','offload_activations'):
             if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)
+        if self.cfg.ranks: self._check_ranks()
         if self.cfg.space == 'product' and not any(n.endswith('lora_B.weight') for n in self.live.tensors): raise ConfigError('space', "'factors' for a model without a LoRA", 'product')
         params = [torch.nn.Parameter(torch.zeros_like(p, device='cpu')) for p in self.live.views.values() if p.is_floating_point()]
         opt = get_optimizer(self.cfg, params, self.cfg.lr)
         for p in params: p.grad = torch.zeros_like(p)
         try: opt.step()
         except (TypeError,RuntimeError,ValueError) as e: raise ConfigError('optimizer', 'one that takes a step from dense gradients alone, with arguments that go together', f'{self.cfg.optimizer} {self.cfg.optimizer_args} ({e})') from e
+
+    def _check_ranks(self):
+        has = [len(t) for n,t in self.live.views.items() if n.endswith('lora_A.weight')]
+        if not has or any('lora_embedding' in n for n in self.live.views): raise ConfigError('ranks', 'none, for a model without a LoRA or with one on its embeddings', self.cfg.ranks)
+        if max(self.cfg.ranks) > max(has): raise ConfigError('ranks', f"at most {max(has)}, the rank of the model's LoRA", self.cfg.ranks)
 
     def call(self, event:str, *args):
         for c in self.callbacks: getattr(c, event)(self, *args)
@@ -375,7 +409,7 @@ class BaseServer:
                  round=None, # folder; None: the latest
                 )->torch.Tensor: # (nbytes,) uint8
         "What a client is tested with: the state that it was left with."
-        return self.row_of(client) if round is None else self.store.load_row(client.id, round)
+        return self.row_of(client) if round is None else self.cut_to_rank(self.store.load_row(client.id, round), client.id)
 
     def test(self,
              baselines=False, # also score the common start and the commonest training answer
@@ -403,7 +437,7 @@ class BaseServer:
 
     def __repr__(self): return f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
 
-# %% ../nbs/12_servers.ipynb #960d9de4
+# %% ../nbs/12_servers.ipynb #0ade516b
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):
     "MIRA: every client keeps its own adapter, and is pulled towards those of its neighbours on the graph."
     one_model,client_class = False,Client_mira
@@ -466,8 +500,7 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
                      )->np.ndarray:   # (n, n)
         "A graph from how alike clients' LoRAs are (their products B A, which don't depend on how they are factored; of other models the states), or what they learned in this round."
         args = {k: v for k,v in self.cfg.graph_args.items() if k != 'every'}
-        rows = [read_row(self.store.path(i, comm_round+1, 'trained')/self.store.weights, self.store.layout)[1] for i in ids]
-        states = [{n: v[n] for n in self.live.tensors} for v in map(self.store.layout.views, rows)]
+        states = [{n: v[n] for n in self.live.tensors} for v in self.trained_states(ids, comm_round)]
         if args.pop('measure', 'states') == 'updates':
             sent = [self.store.layout.views(self.row_of(self.client(i))) for i in ids]
             return similarity_graph(state_similarity([{n: t - b[n] for n,t in a.items()} for a,b in zip(states, sent)]), **args)
