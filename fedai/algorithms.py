@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Server_local', 'Server_fedavg', 'Server_fedavg_ft', 'Client_prox', 'Server_fedprox', 'Client_ditto', 'Server_ditto',
            'Server_fedu', 'Server_ffa', 'Server_rolora', 'Server_fedsa', 'add_to_base', 'Server_fedex', 'Server_flora',
-           'bipartition', 'Server_ifca', 'Server_cfl', 'import_user_code', 'list_algorithms', 'get_server']
+           'bipartition', 'Server_ifca', 'Server_cfl', 'Server_hetlora', 'import_user_code', 'list_algorithms',
+           'get_server']
 
-# %% ../nbs/13_algorithms.ipynb #ca189977
+# %% ../nbs/13_algorithms.ipynb #47382109
 import importlib, importlib.util, re, sys
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from .clients import BaseClient
 from .config import ConfigError, FedConfig, near
-from .graphs import average_matrix, inner_products
+from .graphs import average_matrix, inner_products, lora_norm
 from .servers import BaseServer, Server_mira, algorithm_classes
 from .utils import LazyList, key_seed, rng
 
@@ -48,7 +49,7 @@ class Server_fedprox(BaseServer, name='fedprox', paper='Li et al., 2020, arXiv:1
     "fedavg, with local training held near the average."
     client_class,settings = Client_prox,{'mu': (.01, 'weight of the term')}
 
-# %% ../nbs/13_algorithms.ipynb #dc43c7cc
+# %% ../nbs/13_algorithms.ipynb #b687ee05
 class Client_ditto(BaseClient):
     "The personal row: held near the shared one by λ/2 ‖v - w‖²."
     def penalty(self, sent):
@@ -74,7 +75,7 @@ class Server_ditto(BaseServer, name='ditto', paper='Li et al., 2021, arXiv:2012.
         M[np.ix_(shared, shared)] = super().mixing_matrix([ids[j] for j in shared], comm_round)
         return M
     def stepped_rows(self, ids, comm_round): return [i for i in ids if i < self.num_clients]
-    def test_row(self, client, round=None): return self.store.load_row(self.num_clients + client.id, round)
+    def test_row(self, client, round=None): return self.cut_to_rank(self.store.load_row(self.num_clients + client.id, round), client.id)
 
 # %% ../nbs/13_algorithms.ipynb #5053b642
 class Server_fedu(Server_mira, name='fedu', paper='Dinh et al., 2022, arXiv:2102.07148'):
@@ -83,13 +84,18 @@ class Server_fedu(Server_mira, name='fedu', paper='Dinh et al., 2022, arXiv:2102
         super().check()
         if self.cfg.optimizer != 'SGD': raise ConfigError('optimizer', "'SGD' for fedu (mira takes any)", self.cfg.optimizer)
 
-# %% ../nbs/13_algorithms.ipynb #539bde21
-class _Factors(BaseServer):
+# %% ../nbs/13_algorithms.ipynb #870ab8c8
+class _Lora(BaseServer):
     "What is for LoRA only."
     def factor(self, X)->set: return {n for n in self.live.tensors if n.endswith(f'lora_{X}.weight')}
     def check(self):
         super().check()
         if not self.factor('A'): raise ConfigError('name', 'an algorithm for models without a LoRA', self.name)
+
+class _Factors(_Lora):
+    "What treats A and B apart."
+    def check(self):
+        super().check()
         if self.cfg.space == 'product': raise ConfigError('space', f"'factors' for {self.name}, which treats A and B apart", 'product')
 
 class Server_ffa(_Factors, name='ffa', paper='FFA-LoRA, Sun et al., 2024, arXiv:2403.12313'):
@@ -106,7 +112,7 @@ class Server_fedsa(_Factors, name='fedsa', paper='FedSA-LoRA, Guo et al., 2025, 
         super()._make_model(model)
         self.own = self.own | self.factor('B')
 
-# %% ../nbs/13_algorithms.ipynb #4efe871b
+# %% ../nbs/13_algorithms.ipynb #bf02cd79
 def add_to_base(model,  # a PEFT or transformers model
                 change, # name of a weight, as a transformers model has it -> what is added to it
                ):       # the model, changed
@@ -161,6 +167,9 @@ class _Exact(_Factors):
 class Server_fedex(_Exact, name='fedex', paper='FedEx-LoRA, Singhal et al., 2024, arXiv:2410.09432'):
     "fedavg of the factors, and what the average of the products has besides goes into the base model."
     keeps_mean = True
+    def check(self):
+        super().check()
+        if self.cfg.ranks: raise ConfigError('ranks', 'none for fedex, whose averaged factors would be cut', self.cfg.ranks)
 
 class Server_flora(_Exact, name='flora', paper='FLoRA, Wang et al., 2024, arXiv:2409.05976'):
     "The average of the products goes into the base model, and every round begins with a fresh LoRA."
@@ -175,7 +184,7 @@ class Server_flora(_Exact, name='flora', paper='FLoRA, Wang et al., 2024, arXiv:
         self.store.replace(comm_round+1, ids, row)
         return M
 
-# %% ../nbs/13_algorithms.ipynb #9b329442
+# %% ../nbs/13_algorithms.ipynb #60622f66
 def bipartition(S:np.ndarray, # (K, K) similarities, symmetric; K at least 2
                )->tuple:      # two sorted lists of indices; the first has 0
     "The split in two whose largest similarity across is the smallest."
@@ -191,9 +200,13 @@ class _Clustered(BaseServer):
     def clusters(self, ids, comm_round)->list: raise NotImplementedError   # of each of these clients, when their states are mixed
     def model_of(self, client): raise NotImplementedError                  # the number of the model that a client goes on from
 
-    def row_of(self, client):
+    def check(self):
+        super().check()
+        if self.cfg.ranks: raise ConfigError('ranks', f'none for {self.name}, whose clients share models', self.cfg.ranks)
+
+    def model_row(self, client):
         kept = self.store.kept(f'cluster_{self.model_of(client)}')
-        return self.with_own(self.store.layout.pack(kept), client) if kept else super().row_of(client)
+        return self.with_own(self.store.layout.pack(kept), client) if kept else super().model_row(client)
 
     def mixing_matrix(self, ids, comm_round):
         self._found = np.array(self.clusters(ids, comm_round))
@@ -261,6 +274,14 @@ class Server_cfl(_Clustered, name='cfl', paper='Sattler et al., 2020, arXiv:1910
             new[at[bipartition(unit[:,None]*G*unit)[1]]] = free
             free += 1
         return new.tolist()
+
+# %% ../nbs/13_algorithms.ipynb #72253612
+class Server_hetlora(_Lora, name='hetlora', paper='HetLoRA, Cho et al., 2024, arXiv:2401.06432'):
+    "fedavg of factors padded with zeros to one rank, weighted by the norm of each client's B A."
+    def mixing_matrix(self, ids, comm_round):
+        loras = self.factor('A') | self.factor('B')
+        w = [lora_norm({n: s[n] for n in loras}) for s in self.trained_states(ids, comm_round)]
+        return average_matrix(w) if any(w) else super().mixing_matrix(ids, comm_round)   # nothing was learned, so all products are 0 whatever the weights
 
 # %% ../nbs/13_algorithms.ipynb #27660dc4
 def import_user_code(paths): # Python files, or names of modules

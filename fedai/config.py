@@ -80,7 +80,7 @@ def _checked(f, v):
 # %% ../nbs/00_config.ipynb #5bdf0638
 server_optimizers = dict(momentum=('beta1',), adagrad=('beta1','tau'), yogi=('beta1','beta2','tau'), adam=('beta1','beta2','tau'))   # kind -> its settings
 
-# %% ../nbs/00_config.ipynb #181d036b
+# %% ../nbs/00_config.ipynb #12cf655c
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -138,6 +138,7 @@ class FedConfig:
     model:str = opt('smollm2', 'model') # 'smollm2' (embedded), 'tiny' (random, for tests), a Hugging Face name with or without hf://, a folder, or a .gguf file
     dtype:str = opt('auto', 'model', choices=('auto','float32','bfloat16','float16','4bit')) # dtype of the frozen base model; 'auto': bfloat16 on a GPU that has it, float32 elsewhere; '4bit': NF4 by bitsandbytes
     r:int = opt(8, 'model', lo=1) # LoRA rank
+    ranks:list = opt([], 'model') # a LoRA rank of its own for each client, 1 to r, such as `[2, 4, 8]`; all have r when empty. The scale stays lora_alpha / r for all
     lora_alpha:float = opt(16., 'model', above=0) # LoRA scale: ΔW = lora_alpha / r · B A
     lora_dropout:float = opt(0., 'model', lo=0, hi=.99) # dropout before A, in training
     use_rslora:bool = opt(False, 'model') # scale by lora_alpha / sqrt(r) instead
@@ -178,6 +179,8 @@ class FedConfig:
         if isinstance(self.adapt_layers, str) and not re.fullmatch(r'all|last:[1-9]\d*', self.adapt_layers):
             raise ConfigError('adapt_layers', "'all', 'last:n' or a list of layer numbers", self.adapt_layers)
         if isinstance(self.clients_per_batch, str) and self.clients_per_batch != 'auto': raise ConfigError('clients_per_batch', "'auto' or a number", self.clients_per_batch)
+        if self.ranks and (len(self.ranks) != self.num_clients or not all(isinstance(k, numbers.Integral) and not isinstance(k, bool) and 1 <= k <= self.r for k in self.ranks)):
+            raise ConfigError('ranks', f'{self.num_clients} integers from 1 to {self.r} (`r`), one a client', self.ranks)
         if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?', self.device):
             raise ConfigError('device', "'auto', 'cpu', 'cuda', 'cuda:1' or the like", self.device)
 

@@ -6,7 +6,7 @@
 __all__ = ['check_graph', 'random_graph', 'complete_graph', 'task_graph', 'ring_graph', 'erdos_renyi_graph', 'similarity_graph',
            'knn_graph', 'read_table', 'load_graph', 'laplacian', 'max_degree', 'step_limit', 'mira_matrix',
            'normalise_graph', 'subgraph', 'average_matrix', 'effective_pull', 'graph_facts', 'lora_similarity',
-           'inner_products', 'state_similarity', 'plot_graph', 'plot_network']
+           'lora_norm', 'inner_products', 'state_similarity', 'plot_graph', 'plot_network']
 
 # %% ../nbs/02_graphs.ipynb #95a95f8b
 import csv, warnings
@@ -297,6 +297,12 @@ def lora_similarity(states, # K dicts name -> tensor, in each layer `...lora_A.w
             mine = slice(at[k], at[k+1])
             G[k,k:] += np.add.reduceat(((b[mine]@b[at[k]:].T)*(a[mine]@a[at[k]:].T)).sum(0), at[k:-1] - at[k])
     return _cosine(np.triu(G) + np.triu(G, 1).T)
+
+# %% ../nbs/02_graphs.ipynb #5bdfdc33
+def lora_norm(state, # name -> tensor, in each layer `...lora_A.weight` (r, in) and `...lora_B.weight` (out, r)
+             )->float:
+    "The Frobenius norm of a client's ΔW = B A over all layers, computed from the factors."
+    return float(np.sqrt(max(0., sum(((b.T@b)*(a@a.T)).sum() for a,b in _factors(state, 0).values()))))
 
 # %% ../nbs/02_graphs.ipynb #5bc95706
 def inner_products(states, # K dicts name -> tensor, with the same names and shapes; what isn't floating point is passed over

@@ -8,26 +8,27 @@ __all__ = ['product_mix']
 # %% ../nbs/06a_product.ipynb #97621d19
 import numpy as np, torch
 
-# %% ../nbs/06a_product.ipynb #29cb2569
+# %% ../nbs/06a_product.ipynb #20a73f15
 def product_mix(M:np.ndarray, # (K, K) mixing matrix
                 Bs,           # K tensors (out, r_k); the ranks may differ
                 As,           # K tensors (r_k, in)
-               )->list:       # K pairs (B, A), of the ranks and dtypes that they had
-    "The best approximation of Σ_l M_kl B_l A_l by factors of rank r_k, for each k; a row of the identity keeps its factors."
-    ranks = [A.shape[0] for A in As]
+                ranks=None,   # K ranks that the results are cut to, where these are less than the factors' r_k; the rest of the factors is zeros
+               )->list:       # K pairs (B, A), of the shapes and dtypes that they had
+    "The best approximation of Σ_l M_kl B_l A_l by factors of rank r_k, for each k; a row of the identity keeps its factors, if they are of that rank."
+    sizes = [A.shape[0] for A in As]
     Qb,Rb = torch.linalg.qr(torch.cat([B.double() for B in Bs], 1))
     Qa,Ra = torch.linalg.qr(torch.cat([A.double() for A in As], 0).T)
     out,found = [],{}
-    for k,(B,A,r) in enumerate(zip(Bs, As, ranks)):
-        if np.array_equal(M[k], np.eye(1, len(M), k)[0]):
+    for k,(B,A,n,r) in enumerate(zip(Bs, As, sizes, ranks or sizes)):
+        if np.array_equal(M[k], np.eye(1, len(M), k)[0]) and not (A[r:].any() or B[:,r:].any()):
             out.append((B,A))
             continue
-        key = (M[k].tobytes(),r)   # of equal rows, as in an average, one is computed
+        key = (M[k].tobytes(),n,r)   # of equal rows, as in an average, one is computed
         if key not in found:
-            w = torch.from_numpy(np.repeat(np.asarray(M[k], dtype=np.float64), ranks)).to(Rb.device)
+            w = torch.from_numpy(np.repeat(np.asarray(M[k], dtype=np.float64), sizes)).to(Rb.device)
             U,S,Vh = torch.linalg.svd((Rb*w) @ Ra.T, full_matrices=False)
-            root = torch.nn.functional.pad(S[:r].sqrt(), (0, r - len(S[:r])))
-            cut = lambda X: torch.nn.functional.pad(X[:,:r], (0, r - X[:,:r].shape[1]))
+            root = torch.nn.functional.pad(S[:r].sqrt(), (0, n - len(S[:r])))
+            cut = lambda X: torch.nn.functional.pad(X[:,:r], (0, n - X[:,:r].shape[1]))
             found[key] = (Qb @ cut(U)*root),(Qa @ cut(Vh.T)*root).T
         out.append((found[key][0].to(B.dtype),found[key][1].to(A.dtype)))
     return out

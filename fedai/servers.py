@@ -30,8 +30,14 @@ from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
 from .utils import LazyList, atomic_file, rng, write_json, write_text
 
-# %% ../nbs/12_servers.ipynb #a94010dc
+# %% ../nbs/12_servers.ipynb #87013379
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
+
+def _cut(n, t, r):
+    "The tensor `n` with zeros beyond rank `r`, where it is a LoRA's A or B."
+    if n.endswith('lora_A.weight'): t[r:] = 0
+    if n.endswith('lora_B.weight'): t[:,r:] = 0
+    return t
 
 # %% ../nbs/12_servers.ipynb #21530ed6
 def _called(field, kind, f, args):
@@ -42,7 +48,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #211c8951
+# %% ../nbs/12_servers.ipynb #62cf8dbd
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -251,7 +257,11 @@ class BaseServer:
     def row_of(self,
                client,         # a client of `client_list`
               )->torch.Tensor: # (nbytes,) uint8
-        "A client's committed state, or the common start."
+        "A client's committed state, or the common start, as its rank can hold it: what it is sent."
+        return self.cut_to_rank(self.model_row(client), client.id)
+
+    def model_row(self, client)->torch.Tensor: # (nbytes,) uint8
+        "The committed state that a client goes on from, of full rank where clients share it."
         row = self.store.load_row(client.id)
         return row if self.store._where(client.id)[0] == client.id else self.with_own(row, client)
 
@@ -263,6 +273,16 @@ class BaseServer:
         if self.own:
             row,mine = row.clone(),self.store.layout.views(self.store.load_row(client.id, self.store.latest.get(client.id, 0)))
             for n in self.own: self.store.layout.views(row)[n].copy_(mine[n])
+        return row
+
+    def cut_to_rank(self,
+                    row:torch.Tensor, # (nbytes,) uint8
+                    i:int,            # the id of a client, or of a further row of it
+                   )->torch.Tensor:   # (nbytes,) uint8; the same one where there is nothing to cut
+        "What a client of its rank can hold of a row: zeros beyond, in A and B."
+        if not self.cfg.ranks: return row
+        row = row.clone()
+        for n,t in self.store.layout.views(row).items(): _cut(n, t, self.cfg.ranks[i % self.num_clients])
         return row
 
     def trained_states(self,
@@ -299,8 +319,9 @@ class BaseServer:
         M = np.asarray(self.mixing_matrix(ids, comm_round), dtype=np.float64)
         if M.shape != (len(ids),len(ids)) or not np.isfinite(M).all(): raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a finite ({len(ids)}, {len(ids)}) array, got shape {M.shape}" + ('' if np.isfinite(M).all() else ' with NaN or infinity'))
         kept = self.kept_tensors(comm_round)
-        if self.cfg.space == 'factors': self.store.mix(ids, M, comm_round+1, kept)
-        else: self.store.mix_by(ids, M, comm_round+1, self._products(kept))
+        ranks = [self.cfg.ranks[i % self.num_clients] for i in sorted(ids)] if self.cfg.ranks and not self.shares(comm_round) else None   # what all share keeps the full rank, and is cut when it is sent
+        if self.cfg.space == 'factors' and not ranks: self.store.mix(ids, M, comm_round+1, kept)
+        else: self.store.mix_by(ids, M, comm_round+1, self._parts(kept, ranks))
         if self.cfg.server_optimizer != 'none': self._server_steps(sorted(self.stepped_rows(ids, comm_round)), comm_round)
         self._save_graph(comm_round+1)
         return M
@@ -313,8 +334,9 @@ class BaseServer:
         "Replace mixed rows by the sent ones and a step; one step for all where they share a model. All that goes in is committed, or made anew in a round that is begun again."
         s,cfg,trained,layout = self.store,self.cfg,self.trained_tensors(t),self.store.layout
         names = [n for n in self.live.tensors if n not in self.kept_tensors(t) and (trained is None or n in trained)]   # buffers are no gradient's matter
+        start = self.model_row if self.shares(t) else self.row_of   # what all share has the full rank
         for name,group in ([('moments', ids)] if self.shares(t) and ids else [(f'moments_{i}', [i]) for i in ids]):
-            sent,mixed = [{n: v[n].to(torch.promote_types(v[n].dtype, torch.float32)) for n in names} for v in map(layout.views, (self.row_of(self.client(group[0])), s.load_row(group[0], t+1)))]
+            sent,mixed = [{n: v[n].to(torch.promote_types(v[n].dtype, torch.float32)) for n in names} for v in map(layout.views, (start(self.client(group[0])), s.load_row(group[0], t+1)))]
             steps,moments = server_step(cfg.server_optimizer, {n: mixed[n] - sent[n] for n in names}, s.kept(name), cfg.server_lr, **cfg.server_optimizer_args)
             s.keep(t+1, name, moments)
             same = {}   # equal rows; where clients keep something of their own, there are more than one
@@ -325,16 +347,20 @@ class BaseServer:
                     if n in steps: v.copy_(sent[n] + steps[n])
                 s.replace(t+1, equal, row)
 
-    def _products(self, kept):
-        "What is mixed by its product, a LoRA at a time, and how; what is no LoRA is mixed as it is."
+    def _parts(self, kept, ranks=None):
+        "What is mixed together and how: in product space a LoRA at a time, all else as it is; both cut to the clients' ranks, where these are given in the order of ids."
         def pair(b, a):
             def f(M, old):
-                new = product_mix(M, [o[b] for o in old], [o[a] for o in old])
+                new = product_mix(M, [o[b] for o in old], [o[a] for o in old], ranks)
                 return [{b: B, a: A} for B,A in new]
             return [b,a],f
-        def plain(n): return [n],lambda M, old: [{n: y.view(old[0][n].shape)} for y in torch.from_numpy(M).to(torch.float64) @ torch.stack([o[n].flatten().double() for o in old])]
+        def plain(n):
+            def f(M, old):
+                new = [y.view(old[0][n].shape) for y in torch.from_numpy(M).to(torch.float64) @ torch.stack([o[n].flatten().double() for o in old])]
+                return [{n: _cut(n, y, ranks[k]) if ranks else y} for k,y in enumerate(new)]
+            return [n],f
         names = [n for n,t in self.live.views.items() if t.is_floating_point() and n not in kept]
-        loras = [(n, n.replace('lora_B', 'lora_A')) for n in names if n.endswith('lora_B.weight') and n.replace('lora_B', 'lora_A') in names]
+        loras = [(n, n.replace('lora_B', 'lora_A')) for n in names if n.endswith('lora_B.weight') and n.replace('lora_B', 'lora_A') in names and self.cfg.space == 'product']
         done = {n for p in loras for n in p}
         return [pair(*p) for p in loras] + [plain(n) for n in names if n not in done]
 
@@ -351,12 +377,18 @@ class BaseServer:
         for k in ('gradient_checkpointing','offload_activations'):
             if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)
         if self.cfg.space == 'product' and self.cfg.server_optimizer != 'none': raise ConfigError('server_optimizer', "'none' with `space: product` (a step on factors depends on how a product is factored)", self.cfg.server_optimizer)
+        if self.cfg.ranks: self._check_ranks()
         if self.cfg.space == 'product' and not any(n.endswith('lora_B.weight') for n in self.live.tensors): raise ConfigError('space', "'factors' for a model without a LoRA", 'product')
         params = [torch.nn.Parameter(torch.zeros_like(p, device='cpu')) for p in self.live.views.values() if p.is_floating_point()]
         opt = get_optimizer(self.cfg, params, self.cfg.lr)
         for p in params: p.grad = torch.zeros_like(p)
         try: opt.step()
         except (TypeError,RuntimeError,ValueError) as e: raise ConfigError('optimizer', 'one that takes a step from dense gradients alone, with arguments that go together', f'{self.cfg.optimizer} {self.cfg.optimizer_args} ({e})') from e
+
+    def _check_ranks(self):
+        has = [len(t) for n,t in self.live.views.items() if n.endswith('lora_A.weight')]
+        if not has or any('lora_embedding' in n for n in self.live.views): raise ConfigError('ranks', 'none, for a model without a LoRA or with one on its embeddings', self.cfg.ranks)
+        if max(self.cfg.ranks) > max(has): raise ConfigError('ranks', f"at most {max(has)}, the rank of the model's LoRA", self.cfg.ranks)
 
     def call(self, event:str, *args):
         for c in self.callbacks: getattr(c, event)(self, *args)
@@ -421,7 +453,7 @@ class BaseServer:
                  round=None, # folder; None: the latest
                 )->torch.Tensor: # (nbytes,) uint8
         "What a client is tested with: the state that it was left with."
-        return self.row_of(client) if round is None else self.store.load_row(client.id, round)
+        return self.row_of(client) if round is None else self.cut_to_rank(self.store.load_row(client.id, round), client.id)
 
     def test(self,
              baselines=False, # also score the common start and the commonest training answer
