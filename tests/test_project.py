@@ -15,7 +15,9 @@ def test_a_notebook_imports_only_lower_numbered_ones():
         for used in set(re.findall(r'^\s*from fedai\.(\w+) import', src, re.M)): assert MODULES[used].name < p.name or name == 'cli', f'{p.name} imports {used}'
 
 def test_no_algorithm_is_known_by_name():
-    for p in (ROOT/'fedai').glob('*.py'): assert not re.search(r'(if|elif|case).*\b(algorithm|cfg\.name)\b.*==', p.read_text()), p
+    named = r"""(algorithm|cfg\.name|self\.name|server\.name)\b['"\])]*\s*(==|!=|in\b)\s*[\[({]?['"]"""
+    assert re.search(named, "x if o['algorithm'] == 'mira' else y") and re.search(named, "if cfg.name in ('a','b'):")
+    for p in (ROOT/'fedai').glob('*.py'): assert not re.search(named, p.read_text()), p
 
 def exported():
     for name in MODULES:
