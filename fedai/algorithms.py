@@ -20,7 +20,7 @@ from .graphs import average_matrix, inner_products, lora_norm
 from .servers import BaseServer, Server_mira, algorithm_classes
 from .utils import LazyList, key_seed, rng
 
-# %% ../nbs/13_algorithms.ipynb #462b7861
+# %% ../nbs/13_algorithms.ipynb #83d5f55f
 class Server_local(BaseServer, name='local', paper='no federation'):
     "Every client trains alone: M = I."
     one_model = False
@@ -36,7 +36,7 @@ class Server_fedavg_ft(Server_fedavg, name='fedavg_ft', paper='FedAvg, then loca
     def client_selection(self): return [list(range(self.num_clients)) if self._last(t) else ids for t,ids in enumerate(super().client_selection())]
     def mixing_matrix(self, ids, comm_round): return np.eye(len(ids)) if self._last(comm_round) else super().mixing_matrix(ids, comm_round)
     def shares(self, comm_round): return not self._last(comm_round)
-    def stepped_rows(self, ids, comm_round): return [] if self._last(comm_round) else ids
+    def stepped(self, ids, comm_round): return {} if self._last(comm_round) else super().stepped(ids, comm_round)
 
 # %% ../nbs/13_algorithms.ipynb #e8a0c86f
 class Client_prox(BaseClient):
@@ -49,7 +49,7 @@ class Server_fedprox(BaseServer, name='fedprox', paper='Li et al., 2020, arXiv:1
     "fedavg, with local training held near the average."
     client_class,settings = Client_prox,{'mu': (.01, 'weight of the term')}
 
-# %% ../nbs/13_algorithms.ipynb #b687ee05
+# %% ../nbs/13_algorithms.ipynb #1f187cce
 class Client_ditto(BaseClient):
     "The personal row: held near the shared one by λ/2 ‖v - w‖²."
     def penalty(self, sent):
@@ -74,7 +74,7 @@ class Server_ditto(BaseServer, name='ditto', paper='Li et al., 2021, arXiv:2012.
         M,shared = np.eye(len(ids)),[j for j,i in enumerate(ids) if i < self.num_clients]
         M[np.ix_(shared, shared)] = super().mixing_matrix([ids[j] for j in shared], comm_round)
         return M
-    def stepped_rows(self, ids, comm_round): return [i for i in ids if i < self.num_clients]
+    def stepped(self, ids, comm_round): return super().stepped([i for i in ids if i < self.num_clients], comm_round)
     def test_row(self, client, round=None): return self.cut_to_rank(self.store.load_row(self.num_clients + client.id, round), client.id)
 
 # %% ../nbs/13_algorithms.ipynb #5053b642
@@ -184,7 +184,7 @@ class Server_flora(_Exact, name='flora', paper='FLoRA, Wang et al., 2024, arXiv:
         self.store.replace(comm_round+1, ids, row)
         return M
 
-# %% ../nbs/13_algorithms.ipynb #60622f66
+# %% ../nbs/13_algorithms.ipynb #12972fea
 def bipartition(S:np.ndarray, # (K, K) similarities, symmetric; K at least 2
                )->tuple:      # two sorted lists of indices; the first has 0
     "The split in two whose largest similarity across is the smallest."
@@ -209,7 +209,7 @@ class _Clustered(BaseServer):
         return self.with_own(self.store.layout.pack(kept), client) if kept else super().model_row(client)
 
     def mixing_matrix(self, ids, comm_round):
-        self._found = np.array(self.clusters(ids, comm_round))
+        self._ids,self._found = ids,np.array(self.clusters(ids, comm_round))
         M = np.zeros((len(ids),)*2)
         for c in np.unique(self._found):
             at = np.flatnonzero(self._found == c)
@@ -222,6 +222,10 @@ class _Clustered(BaseServer):
             first = min(i for i,o in zip(ids, self._found) if o == c)
             self.store.keep(comm_round+1, f'cluster_{c}', self.store.layout.views(self.store.load_row(first, comm_round+1)))
         return M
+
+    def stepped(self, ids, comm_round):
+        found = dict(zip(self._ids, self._found))
+        return {f'moments_{c}': [i for i in ids if found[i] == c] for c in np.unique(self._found)}
 
     def record(self, comm_round, ids, metrics, M): return {**super().record(comm_round, ids, metrics, M), 'clusters': {str(i): int(c) for i,c in sorted(zip(ids, self._found))}}
 

@@ -48,7 +48,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #62cf8dbd
+# %% ../nbs/12_servers.ipynb #61d4f8d3
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -322,20 +322,20 @@ class BaseServer:
         ranks = [self.cfg.ranks[i % self.num_clients] for i in sorted(ids)] if self.cfg.ranks and not self.shares(comm_round) else None   # what all share keeps the full rank, and is cut when it is sent
         if self.cfg.space == 'factors' and not ranks: self.store.mix(ids, M, comm_round+1, kept)
         else: self.store.mix_by(ids, M, comm_round+1, self._parts(kept, ranks))
-        if self.cfg.server_optimizer != 'none': self._server_steps(sorted(self.stepped_rows(ids, comm_round)), comm_round)
+        if self.cfg.server_optimizer != 'none': self._server_steps(self.stepped(sorted(ids), comm_round), comm_round)
         self._save_graph(comm_round+1)
         return M
 
-    def stepped_rows(self, ids, comm_round:int)->list: # ids of rows
-        "Which of a round's rows take the step of the server's optimiser, where there is one; the others are as mixed."
-        return ids
+    def stepped(self, ids, comm_round:int)->dict: # name of the moments -> ids of rows that were sent the same state
+        "Which of a round's rows take the step of the server's optimiser, where there is one, and which take it together; the others are as mixed."
+        return {'moments': ids} if self.shares(comm_round) and ids else {f'moments_{i}': [i] for i in ids}
 
-    def _server_steps(self, ids, t):
-        "Replace mixed rows by the sent ones and a step; one step for all where they share a model. All that goes in is committed, or made anew in a round that is begun again."
+    def _server_steps(self, groups, t):
+        "Replace mixed rows by the sent ones and a step; one step for those that share a model. All that goes in is committed, or made anew in a round that is begun again."
         s,cfg,trained,layout = self.store,self.cfg,self.trained_tensors(t),self.store.layout
         names = [n for n in self.live.tensors if n not in self.kept_tensors(t) and (trained is None or n in trained)]   # buffers are no gradient's matter
         start = self.model_row if self.shares(t) else self.row_of   # what all share has the full rank
-        for name,group in ([('moments', ids)] if self.shares(t) and ids else [(f'moments_{i}', [i]) for i in ids]):
+        for name,group in groups.items():
             sent,mixed = [{n: v[n].to(torch.promote_types(v[n].dtype, torch.float32)) for n in names} for v in map(layout.views, (start(self.client(group[0])), s.load_row(group[0], t+1)))]
             steps,moments = server_step(cfg.server_optimizer, {n: mixed[n] - sent[n] for n in names}, s.kept(name), cfg.server_lr, **cfg.server_optimizer_args)
             s.keep(t+1, name, moments)

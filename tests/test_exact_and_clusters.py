@@ -149,6 +149,23 @@ def test_cfl_against_its_algorithm(make_cfg, engine):
             got = s.store.layout.views(s.row_of(s.client_list[k]))
             for n,x in got.items(): torch.testing.assert_close(x, w[n], rtol=1e-6, atol=1e-8)
 
+def test_momentum_is_a_clusters(make_cfg):
+    "FedAvgM within each cluster: its members share one model and its momentum."
+    cfg = make_cfg(name='ifca', rounds=4, local_step=3, batch_size=4, optimizer='SGD', lr=.05, grad_clip=None, server_optimizer='momentum', server_optimizer_args=dict(beta1=.5))
+    s = get_server(cfg, TWO, net(), callbacks=[], criterion=torch.nn.MSELoss())
+    history,models,m = s.fit(),{},{}
+    for t in range(4):
+        for c in (0,1):
+            mine = [k for k in range(K) if history[t]['clusters'][str(k)] == c]
+            if not mine: continue
+            w = models.get(c, net().state_dict())
+            y = mean([sgd(cfg, w, TWO[k]['train'], t, k) for k in mine], [SIZES[k] for k in mine])
+            m[c] = {n: .5*m.get(c, {}).get(n, 0) + y[n] - w[n] for n in w}
+            models[c] = {n: w[n] + m[c][n] for n in w}
+    for k in range(K):
+        got = s.store.layout.views(s.row_of(s.client_list[k]))
+        for n,x in got.items(): torch.testing.assert_close(x, models[s.model_of(s.client_list[k])][n], rtol=1e-6, atol=1e-8)
+
 @given(st.integers(2, 7), st.integers(0, 10**6))
 def test_bipartition_is_the_best_of_all(n, seed):
     "Against all splits, also where similarities are equal."
@@ -162,7 +179,7 @@ def test_bipartition_is_the_best_of_all(n, seed):
 
 @pytest.mark.parametrize('name', ['ifca','cfl'])
 def test_clusters_of_loras_resume_to_the_bit(make_cfg, name):
-    cfg = make_cfg(name=name, rounds=3, lr=.02, **(dict(m=.5) if name == 'ifca' else {}))
+    cfg = make_cfg(name=name, rounds=3, lr=.02, server_optimizer='momentum', **(dict(m=.5) if name == 'ifca' else {}))
     s = get_server(cfg, client_data(4), callbacks=[])
     history,scores = s.fit(),s.test()
     for part in (1,2,3): again = get_server(cfg.replace(output_dir=cfg.output_dir + 'b', rounds=part), client_data(4), callbacks=[]); h = again.fit()
