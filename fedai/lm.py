@@ -69,7 +69,7 @@ def cut_even(lengths,  # tokens in each sequence
         room += n
     return cuts
 
-# %% ../nbs/07b_lm.ipynb #ff037722
+# %% ../nbs/07b_lm.ipynb #cdaaf29c
 def _frozen_storages(model): return {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
 
 @contextmanager
@@ -79,7 +79,7 @@ def count_saved(model): # yields a dict whose values are bytes
     def pack(t):
         s = t.untyped_storage()
         if s.data_ptr() not in own: seen[s.data_ptr()] = s.nbytes()
-        return t
+        return t.detach()   # an operation that saves its own output would hold itself, and the whole model, for ever
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): yield seen
 
 # %% ../nbs/07b_lm.ipynb #cb5c414c

@@ -3,6 +3,7 @@
     python crash_runner.py FOLDER calls 1,5,9     kill before these calls that touch the disk or take a training step, each in a run of its own
     python crash_runner.py FOLDER calls all       the same for every such call
     python crash_runner.py FOLDER times 100       kill at that many random moments
+A further argument is JSON with other fields of the config.
 Each killed run is killed once more while it goes on, then finished, and must equal one that never stopped, to the bit. Prints a JSON line.
 """
 import os, sys
@@ -12,17 +13,18 @@ from pathlib import Path
 import torch
 from conftest import client_data
 from fedai.config import FedConfig
-from fedai.servers import Server_mira
+from fedai.algorithms import get_server
 torch.set_num_threads(1)
 warnings.simplefilter('ignore')
 
 K,ROUNDS = 4,3
+OTHER = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
 WATCHED = [(os, n) for n in ('replace','link','fsync','truncate','unlink','mkdir','rmdir','pwrite')] + [(torch.optim.AdamW, 'step'), (builtins, 'open')]
 
 def run(root):
-    cfg = FedConfig(model='tiny', r=2, device='cpu', num_clients=K, m=.75, rounds=ROUNDS, local_step=2, batch_size=2, keep_rounds=1, eval_every=2, max_new_tokens=2,
-                    clients_per_batch=2, adapt_layers='last:1', lora_dropout=.1, server_optimizer='adam', output_dir=str(root))
-    Server_mira(cfg, client_data(K), callbacks=[]).fit()
+    cfg = FedConfig(**{**dict(model='tiny', r=2, device='cpu', num_clients=K, m=.75, rounds=ROUNDS, local_step=2, batch_size=2, keep_rounds=1, eval_every=2, max_new_tokens=2,
+                    clients_per_batch=2, adapt_layers='last:1', lora_dropout=.1, server_optimizer='adam', output_dir=str(root)), **OTHER})
+    get_server(cfg, client_data(K), callbacks=[]).fit()
 
 def watch(kill_at, log):
     "Count the calls that change the disk, and training steps; die before number `kill_at`, half-way through it where it is a write."
@@ -71,7 +73,7 @@ def child(root, kill_at=None, after=None):
 
 def files(root): return {str(o.relative_to(root)): o.read_bytes() for o in sorted(root.rglob('*')) if o.is_file() and o.name not in ('config.yaml','.lock')}
 
-def main(folder, mode, what):
+def main(folder, mode, what, other=None):
     folder,rnd = Path(folder),random.Random(0)
     began = time.perf_counter()
     _,calls = child(folder/'whole')

@@ -22,9 +22,18 @@ def test_killed_at_chosen_calls(tmp_path):
 def test_killed_at_random_times(tmp_path):
     assert killed(tmp_path, 'times', '6')['kills'] >= 3
 
+OTHERS = {'clusters': dict(name='ifca', selection='power_of_choice', server_optimizer='momentum'), 'base': dict(name='fedex', server_optimizer='none', ranks=[]), 'fresh': dict(name='flora', server_optimizer='none', ranks=[1,2,2,1]),
+          'graph': dict(graph='learned', graph_args=dict(every=2, top_k=2), ranks=[2,1,2,1])}
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_killed_with_more_to_keep(tmp_path, kind):
+    "What is kept beside the rows, a selection and a graph that depend on the rounds before."
+    assert killed(tmp_path, 'calls', ','.join(str(11 + 61*i) for i in range(3)), json.dumps(OTHERS[kind]))['kills'] >= 3
+
 @pytest.mark.slow
-def test_killed_at_every_call(tmp_path):
-    r = killed(tmp_path, 'calls', 'all')
+@pytest.mark.parametrize('kind', ['', *OTHERS])
+def test_killed_at_every_call(tmp_path, kind):
+    r = killed(tmp_path, 'calls', 'all', *([json.dumps(OTHERS[kind])] if kind else []))
     print(r)
     assert r['kills'] >= r['calls']
 

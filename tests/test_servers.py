@@ -368,3 +368,15 @@ def test_selection_by_loss(make_cfg, kw):
                                         (dict(selection='power_of_choice', m=.25, selection_args={'d': 2.5}), '`selection_args`: expected settings of power_of_choice: d'), (dict(selection='power_of_choice', selection_args={'p': 1}), '`selection_args`: expected settings of power_of_choice, which has d')], ids=str)
 def test_bad_graph_and_selection_settings(make_cfg, kw, message):
     with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(**kw), client_data(4), callbacks=[])
+
+def test_nothing_of_a_model_stays_when_its_server_is_gone(make_cfg):
+    "Runs after each other in one process, as a comparison makes them, must not add up."
+    import gc, warnings
+    s = get_server(make_cfg(adapt_layers='last:1', rounds=1), client_data(4), callbacks=[])
+    s.fit(), s.test()
+    mine = {p.untyped_storage().data_ptr() for p in s.model.parameters()}
+    del s
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert not [o.shape for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.numel() and o.untyped_storage().data_ptr() in mine]
