@@ -41,7 +41,7 @@ def paired_bootstrap(diffs,      # (n,) differences, such as a client's score un
         out[k] = dict(mean=float(v.mean()), low=float(low), high=float(high))
     return {**out.pop(''), **out}
 
-# %% ../nbs/13a_comparison.ipynb #f63d09f3
+# %% ../nbs/13a_comparison.ipynb #8fc90d9e
 def _variants(algorithms):
     "label -> fields of the config."
     if isinstance(algorithms, str): algorithms = algorithms.split(',')
@@ -67,7 +67,10 @@ def _with(cfg, fields):
         if k in known: plain[k] = v
         elif k in algorithm_classes[name].settings: own[k] = v
         else: raise ConfigError(k, f'a field of the config, or a setting of {name}' + near(k, [*known, *algorithm_classes[name].settings]), v)
-    return cfg.replace(**plain, **({'algorithm_args': {**plain.get('algorithm_args', cfg.algorithm_args), **own}} if own else {}))
+    args = {**plain.pop('algorithm_args', cfg.algorithm_args), **own}
+    for k in args:
+        if k not in algorithm_classes[name].settings: raise ConfigError('algorithm_args', f"settings of {name}, which has {', '.join(algorithm_classes[name].settings) or 'none'}", args)
+    return cfg.replace(**plain, algorithm_args=args)
 
 def _grid(tune, labels):
     "label -> a list of settings to try, as many for each."
