@@ -149,6 +149,16 @@ def test_cfl_against_its_algorithm(make_cfg, engine):
             got = s.store.layout.views(s.row_of(s.client_list[k]))
             for n,x in got.items(): torch.testing.assert_close(x, w[n], rtol=1e-6, atol=1e-8)
 
+def test_cfl_compares_directions_and_the_longest_update(make_cfg, monkeypatch):
+    "The short update points as the second does, though its inner product with the third is larger; the mean is short beside the longest, not beside the shortest."
+    s = get_server(make_cfg(name='cfl', num_clients=3), [{'train': pairs(k, 4), 'test': pairs(k, 2)} for k in range(3)], net(), callbacks=[], criterion=torch.nn.MSELoss())
+    monkeypatch.setattr(s, 'updates', lambda ids, t: [{'w': torch.tensor(u)} for u in ([.1,0.],[1.,.5],[2.,20.])])
+    assert s.clusters([0,1,2], 0) == [0,0,1]
+    s.args['eps'] = .3
+    assert s.clusters([0,1,2], 0) == [0,0,0]
+    s.lst_data_dict[0] = {**s.lst_data_dict[0], 'train': pairs(0, 32)}   # a mean weighted by examples is shorter
+    assert s.clusters([0,1,2], 0) == [0,0,1]
+
 def test_momentum_is_a_clusters(make_cfg):
     "FedAvgM within each cluster: its members share one model and its momentum."
     cfg = make_cfg(name='ifca', rounds=4, local_step=3, batch_size=4, optimizer='SGD', lr=.05, grad_clip=None, server_optimizer='momentum', server_optimizer_args=dict(beta1=.5))
