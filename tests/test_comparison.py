@@ -5,7 +5,7 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
 from conftest import client_data
-from fedai.comparison import Comparison, compare, hold_out, paired_bootstrap
+from fedai.comparison import Comparison, _fingerprint, compare, hold_out, paired_bootstrap
 from fedai.config import ConfigError
 
 ARGS = dict(algorithms=['local','fedavg','mira'], seeds=[0,1], tune={'*': {'lr': [.1,1.]}, 'mira': {'coupling': [.2,.6]}}, metric='loss', data=lambda cfg: client_data(4))
@@ -49,6 +49,9 @@ def test_numbers_are_recomputed_from_the_files(make_cfg):
         for ref in {'local','fedavg'} - {row['algorithm']}:
             d = np.array([[m['loss'] for m in cards[ref,s].values()] for s in (0,1)]) - [mine[s] for s in (0,1)]
             assert row[ref]['mean'] == pytest.approx(d.mean(), abs=1e-12) and row[ref]['better']['mean'] == (d > 0).mean() and row[ref]['low'] <= d.mean() <= row[ref]['high']
+            tasks = [f'{s} plus{k%2}' for s in (0,1) for k in range(4)]   # as the clients' examples say; client 0 and 2 of a seed are drawn together
+            assert {k: row[ref][k] for k in ('mean','low','high')} == pytest.approx({k: v for k,v in paired_bootstrap(d.ravel(), tasks).items()}, abs=1e-12)
+    assert {json.loads(p.read_text())['key']['data'] for p in root.glob('tune/*/*/cell.json')} == {_fingerprint(hold_out(client_data(4), .25, 0))}   # tuned without the tests
     history = {a: [json.loads(o) for o in (root/a/'seed_0'/'history.jsonl').read_text().splitlines()] for a in ARGS['algorithms']}
     for k in ('data','selected','tokens'): assert len({json.dumps([r[k] for r in h]) for h in history.values()}) == 1   # the same data, selection and budget
     losses = {a: [np.mean([m['loss'] for m in json.loads((root/'tune'/a/str(j)/'cell.json').read_text())['clients'].values()]) for j in (0,1)] for a in ARGS['algorithms']}
