@@ -102,7 +102,7 @@ def show_algorithms(as_json=False, # for programs
         for k,(default,text) in o['settings'].items(): print(f"{'':12}{k} [{default}]: {text}")
     return 0
 
-# %% ../nbs/17_cli.ipynb #e8d9b772
+# %% ../nbs/17_cli.ipynb #e7c32564
 def get_parser()->argparse.ArgumentParser:
     "The command line's parser."
     ap = argparse.ArgumentParser(prog='fedai', description='Fine-tune one language model for many clients at once: a LoRA adapter for each, and a graph that says who learns from whom.')
@@ -145,7 +145,11 @@ def _main(argv):
             cfg = load_config(args.config, **over) if args.config else FedConfig(**over)
         if args.command == 'compare':
             fields = read_yaml(args.config)
-            section = _compare_args(args, fields.pop('compare', None) or {})
+            section = fields.pop('compare', None) or {}
+            if not isinstance(section, dict): raise ConfigError('compare', 'a mapping of ' + ', '.join(_compare_keys), section)
+            section = _compare_args(args, section)
+            for k,o in (('name','algorithms'),('seed','seeds')):   # a run's file serves too, with what replaces these
+                if fields.pop(k, None) is not None and o not in section: raise ConfigError(o, f'to be given, since the file has `{k}`, the one of a run', None)
             cfg = load_config(fields, **_overrides(args))
     except (ConfigError,OSError) as e: return _fail(e, 2)
     except Exception as e:
