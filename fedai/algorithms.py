@@ -8,7 +8,7 @@ __all__ = ['Server_local', 'Server_fedavg', 'Server_fedavg_ft', 'Client_prox', '
            'bipartition', 'Server_ifca', 'Server_cfl', 'Server_hetlora', 'import_user_code', 'list_algorithms',
            'get_server']
 
-# %% ../nbs/13_algorithms.ipynb #47382109
+# %% ../nbs/13_algorithms.ipynb #cf689133
 import importlib, importlib.util, re, sys
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from .clients import BaseClient
 from .config import ConfigError, FedConfig, near
-from .graphs import average_matrix, inner_products, lora_norm
+from .graphs import average_matrix, cosines, inner_products, lora_norm
 from .servers import BaseServer, Server_mira, algorithm_classes
 from .utils import LazyList, key_seed, rng
 
@@ -184,7 +184,7 @@ class Server_flora(_Exact, name='flora', paper='FLoRA, Wang et al., 2024, arXiv:
         self.store.replace(comm_round+1, ids, row)
         return M
 
-# %% ../nbs/13_algorithms.ipynb #12972fea
+# %% ../nbs/13_algorithms.ipynb #6b2521f0
 def bipartition(S:np.ndarray, # (K, K) similarities, symmetric; K at least 2
                )->tuple:      # two sorted lists of indices; the first has 0
     "The split in two whose largest similarity across is the smallest."
@@ -271,11 +271,9 @@ class Server_cfl(_Clustered, name='cfl', paper='Sattler et al., 2020, arXiv:1910
             at = np.flatnonzero(now == c)
             if len(at) < 2: continue
             mine = [ids[j] for j in at]
-            G,w = inner_products(self.updates(mine, comm_round)),average_matrix([len(self.lst_data_dict[i]['train']) for i in mine])[0]
-            n = np.sqrt(np.diag(G))
-            if np.sqrt(max(0., w@G@w)) >= self.args['eps']*n.max(): continue   # also where nothing moved
-            unit = np.divide(1., n, out=np.zeros_like(n), where=n > 0)
-            new[at[bipartition(unit[:,None]*G*unit)[1]]] = free
+            G,w = inner_products(self.updates(mine, comm_round)),average_matrix(self.examples(mine))[0]
+            if np.sqrt(max(0., w@G@w)) >= self.args['eps']*np.sqrt(np.diag(G).max()): continue   # also where nothing moved
+            new[at[bipartition(cosines(G))[1]]] = free
             free += 1
         return new.tolist()
 

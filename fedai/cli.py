@@ -50,7 +50,7 @@ def run(cfg:FedConfig, # the run's settings
     print(f"\nwrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
     return server
 
-# %% ../nbs/17_cli.ipynb #9f0b9b13
+# %% ../nbs/17_cli.ipynb #84bea20b
 _compare_keys = ('algorithms','seeds','tune','sweep','metric','valid_share')
 
 def run_compare(cfg:FedConfig,   # what all have in common
@@ -67,7 +67,7 @@ def run_compare(cfg:FedConfig,   # what all have in common
 def _compare_args(args, section):
     "The `compare` section, with the options in it."
     section = dict(section)
-    if args.algorithms: section['algorithms'] = [o.strip() for o in args.algorithms.split(',')] 
+    if args.algorithms: section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
     if args.seeds: section['seeds'] = yaml_value(f'[{args.seeds}]')
     for k in ('tune','sweep'):
         if getattr(args, k): section[k] = yaml_value(getattr(args, k))

@@ -222,7 +222,7 @@ class Comparison:
     def __repr__(self): return self.table()
     def _repr_markdown_(self): return self.table()
 
-# %% ../nbs/13a_comparison.ipynb #745d9953
+# %% ../nbs/13a_comparison.ipynb #380d42e0
 def _fingerprint(data):
     "A checksum of the clients' examples; of what isn't text their number."
     def one(e): return [e.get('instruction'), e.get('input') or '', e.get('output')] if isinstance(e, dict) else None
@@ -308,8 +308,7 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
             c,t = at(v, label, seed, o, label, f'seed_{seed}'),time.perf_counter()
             m = _cell(c, data_at(c, v), model, True, kwargs)
             rows += [dict(value=v, algorithm=label, seed=seed, client=int(i), task=x.get('task', ''), **{k: y for k,y in x.items() if isinstance(y, float)}) for i,x in m.items()]
-            Comparison(rows, metric)   # so that a metric that there isn't is found at the first cell
-            shown = next((k for k in ([metric] if metric else _order) if all(k in x for x in m.values())), 'loss')
+            shown = Comparison(rows, metric).metric   # a metric that there isn't is found at the first cell
             say(' · '.join([*([f'{field} {v}'] if sweep else []), label, f'seed {seed}']) + f": {shown} {np.mean([x[shown] for x in m.values()]):.3f}", time.perf_counter() - t)
     result = Comparison(rows, metric, field, tuned)
     result.save(root)

@@ -48,7 +48,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #61d4f8d3
+# %% ../nbs/12_servers.ipynb #3347fa81
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -169,7 +169,6 @@ class BaseServer:
             self.store.recover()
             self.store.start(self.live.state(), adapter_files(self.model))
             write_text(root/'config.yaml', dump_config(cfg))
-        self._remember(self.store.history(), anew=True)
 
     def _remember(self, records, anew=False):
         "Add rounds to the history, and keep which training data each client had in them."
@@ -216,8 +215,12 @@ class BaseServer:
             done,loss = [r['selected'] for r in self.history],{int(i): l for r in self.history for i,l in r['loss'].items()}   # each client's last
             new = power_of_choice([loss.get(i) for i in range(K)], cfg.m, min(K, 2*max(1, round(cfg.m*K))) if d is None else d, rng(cfg.seed, 'selection', len(done)))
             return [*done, new][:cfg.rounds]
-        return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection([len(d['train']) for d in self.lst_data_dict], *args),
+        return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection(self.examples(range(K)), *args),
                                                     neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available, power_of_choice=by_loss)[kind], cfg.selection_args)
+
+    def examples(self, ids)->list: # a number for each
+        "How many training examples the clients have that these rows belong to."
+        return [len(self.lst_data_dict[i % self.num_clients]['train']) for i in ids]
 
     def row_ids(self, ids)->list: # ids of rows
         "The rows that a round trains and mixes for these clients; an algorithm may keep several for each."
@@ -312,7 +315,7 @@ class BaseServer:
                       comm_round:int, # t, from 0
                      )->np.ndarray:   # (len(ids), len(ids)); row k says what goes into client ids[k]
         "The algorithm: which share of each trained state goes into each new one."
-        return average_matrix([len(self.lst_data_dict[i % self.num_clients]['train']) for i in ids])
+        return average_matrix(self.examples(ids))
 
     def aggregate(self, ids, comm_round:int)->np.ndarray: # the mixing matrix
         "W <- M W over the trained states of a round, all from the same W."
@@ -443,7 +446,7 @@ class BaseServer:
             out['test_loss'] = {str(c.id): m['loss'] for c,m,_ in tested}
             out['mean_test_loss'] = float(np.mean(list(out['test_loss'].values())))
         if self.holdout is not None:
-            w = average_matrix([len(self.lst_data_dict[i]['train']) for i in ids])[0]
+            w = average_matrix(self.examples(ids))[0]
             self.live.load(self.store.mean_row(ids, w, comm_round+1))
             out['holdout_loss'] = self.task.mean_losses(self.live, {0: self.holdout})[0]
         return out

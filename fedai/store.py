@@ -219,7 +219,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
         if j != k: _link(targets[j], targets[k])
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
-# %% ../nbs/06_store.ipynb #e52ee0f0
+# %% ../nbs/06_store.ipynb #2f6d0928
 @contextmanager
 def _on_disk(what, round):
     "Say of a failed write what was being written and where the run stands."
@@ -265,7 +265,7 @@ class AdapterStore:
 
     def read_state(self):
         "Take up what `state.json` says."
-        self.layout,self.round,self.latest,self.shared,self.checksums,self.files,self.identity,self._history_bytes,self.kept_in,self._keeping = None,0,{},None,{},{},{},0,{},{}
+        self.layout,self.round,self.latest,self.shared,self.checksums,self.files,self.identity,self._history_bytes,self.kept_in,self._keeping,self._unflushed = None,0,{},None,{},{},{},0,{},{},[]
         if not self.exists: return
         p = self.root/'state.json'
         try:
@@ -462,7 +462,7 @@ class AdapterStore:
                 ids,              # clients
                 row:torch.Tensor, # (nbytes,) uint8 on the CPU: their new state
                ):
-        "Put another state in the place of some clients' mixed one; on the disk, but not committed yet. Raises `StoreError` for a number that isn't finite."
+        "Put another state in the place of some clients' mixed one; the commit flushes it. Raises `StoreError` for a number that isn't finite."
         self._check_finite(ids[0], row)
         files = [self.path(i, round)/self.weights for i in ids]
         with _on_disk(f'the mixed states of round {round}', self.round):
@@ -470,8 +470,7 @@ class AdapterStore:
                 f.unlink()   # a new file, never the old one written to: mixed files may be links of each other, or of trained ones
                 if k: _link(files[0], f)
                 else: check = write_row(f, self.layout, row)
-            _flush(files)
-            _flush([f.parent for f in files])
+            self._unflushed += [*files, *(f.parent for f in files)]
         self.checksums[round].update({int(i): check for i in ids})
 
     def _kept_file(self, name, round):
@@ -483,12 +482,12 @@ class AdapterStore:
              name:str,     # of a-z, 0-9 and _
              tensors:dict, # name -> tensor, any
             ):
-        "Keep tensors beside the rows, from the commit of the round until they are kept anew under this name."
+        "Keep tensors beside the rows, from the commit of the round, which flushes them, until they are kept anew under this name."
         path,layout = self._kept_file(name, round),Layout.of(tensors)
         with _on_disk(f'what is kept as {name} in round {round}', self.round):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._keeping[name] = int(round),write_row(path, layout, layout.pack(tensors))
-            _flush([path])
+            self._unflushed.append(path)
 
     def kept(self, name:str)->dict|None: # name -> tensor, mapped
         "What was last committed under a name, if anything was; raises `StoreError` where it isn't what was written."
@@ -507,7 +506,7 @@ class AdapterStore:
         line = (json.dumps(record or {}, allow_nan=False) + '\n').encode()
         path,old = self.root/'history.jsonl',{self.latest.get(int(i), 0) for i in ids} | {self.kept_in[n][0] for n in self._keeping if n in self.kept_in}
         with _on_disk(f'the commit of round {round}', self.round):
-            _flush([self.folder(round), self.root])
+            _flush([*self._unflushed, self.folder(round), self.root])
             path.touch()
             with open(path, 'r+b') as f:
                 f.truncate(self._history_bytes)
@@ -526,7 +525,7 @@ class AdapterStore:
         kept = dict(sorted({**self.kept_in, **{n: o for n,o in self._keeping.items() if o[0] == round}}.items()))
         text = json.dumps(dict(round=round, latest_model_iter=dict(sorted(latest.items())), history_bytes=history_bytes, shared=shared, identity=self.identity, files=self.files, checksums=checksums, kept=kept))
         write_text(self.root/'state.json', text)
-        self.round,self.latest,self.shared,self.checksums,self._history_bytes,self.kept_in,self._keeping = round,latest,shared,checksums,history_bytes,kept,{}
+        self.round,self.latest,self.shared,self.checksums,self._history_bytes,self.kept_in,self._keeping,self._unflushed = round,latest,shared,checksums,history_bytes,kept,{},[]
 
     def _prune(self, rounds):
         "In these folders, remove trained states, what was kept anew since, and states that left the window of `keep_rounds` and are no client's latest."

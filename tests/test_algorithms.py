@@ -164,15 +164,19 @@ def test_ditto_steps_its_shared_rows_and_fedavg_ft_none_at_the_end(make_cfg):
     for k in range(K):
         for n,v in sgd(ft.cfg, sent, DATA[k]['train'], 2, k).items(): assert torch.allclose(ft.store.load(k)[n], v, rtol=1e-9, atol=1e-12)
 
-def lora_steps(cfg, state, items, t, id, names):
-    "SGD on some of a LoRA's tensors, by peft and transformers alone."
+def lora_steps(cfg, state, items, t, id, names=None, change={}):
+    "SGD on a LoRA, or on some of its tensors, over a base model with `change` added to its weights, by peft and transformers alone."
     model = get_model(cfg).eval()
+    with torch.no_grad():
+        for n,p in model.named_parameters():
+            if (name := n.removeprefix('base_model.model.').replace('.base_layer.', '.')) in change: p += change[name]
     set_peft_model_state_dict(model, state)
     live = {n.replace('.default', ''): p for n,p in model.named_parameters() if p.requires_grad}
+    names = live if names is None else names
     for idx in batch_indices(len(items), min(cfg.batch_size, len(items)), cfg.local_step, rng(cfg.seed, 'batches', t, id)):
         model.zero_grad()
         model(**train_batch([items[i] for i in idx], 0)).loss.backward()
-        torch.nn.utils.clip_grad_norm_([live[n] for n in names], cfg.grad_clip)   # of what is trained
+        if cfg.grad_clip: torch.nn.utils.clip_grad_norm_([live[n] for n in names], cfg.grad_clip)   # of what is trained
         with torch.no_grad():
             for n in names: live[n] -= cfg.lr*live[n].grad
     return {n: p.clone() for n,p in get_peft_model_state_dict(model).items()}

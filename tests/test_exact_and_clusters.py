@@ -4,32 +4,14 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
 from itertools import combinations
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from safetensors.torch import load_file
 from conftest import client_data
-from test_algorithms import DATA, K, SIZES, mean, net, pairs, sgd
+from test_algorithms import DATA, K, SIZES, lora_steps, mean, net, pairs, sgd
 from fedai.algorithms import add_to_base, bipartition, get_server
 from fedai.config import ConfigError
-from fedai.data import train_batch
 from fedai.models import get_model
-from fedai.training import batch_indices
 from fedai.utils import rng
-
-def lora_steps(cfg, state, change, items, t, id):
-    "SGD on a LoRA over a base model with `change` added to its weights, by peft and transformers alone."
-    model = get_model(cfg).eval()
-    with torch.no_grad():
-        for n,p in model.named_parameters():
-            name = n.removeprefix('base_model.model.').replace('.base_layer.', '.')
-            if name in change: p += change[name]
-    set_peft_model_state_dict(model, state)
-    live = [p for p in model.parameters() if p.requires_grad]
-    for idx in batch_indices(len(items), min(cfg.batch_size, len(items)), cfg.local_step, rng(cfg.seed, 'batches', t, id)):
-        model.zero_grad()
-        model(**train_batch([items[i] for i in idx], 0)).loss.backward()
-        with torch.no_grad():
-            for p in live: p -= cfg.lr*p.grad
-    return {n: p.clone() for n,p in get_peft_model_state_dict(model).items()}
 
 def products(state): return {n.removeprefix('base_model.model.').replace('.lora_B.weight', '.weight'): state[n].double()@state[n.replace('lora_B', 'lora_A')].double() for n in state if 'lora_B' in n}
 
@@ -46,7 +28,7 @@ def test_exact_averages_against_the_papers(make_cfg, name, engine):
     s.fit()
     items = [s.client_list[k].train_data.items for k in range(4)]
     for t,ids in enumerate(s.selection):
-        new,n = [lora_steps(cfg, state, change, items[k], t, k) for k in ids],[len(data[k]['train']) for k in ids]
+        new,n = [lora_steps(cfg, state, items[k], t, k, change=change) for k in ids],[len(data[k]['train']) for k in ids]
         exact = {w: sum(a*products(o)[w] for a,o in zip(n, new))/sum(n) for w in products(new[0])}
         average = {w: sum(a*o[w] for a,o in zip(n, new))/sum(n) for w in state}
         before = {w: change.get(w, 0) + scale*d for w,d in exact.items()}   # what the base model and the LoRA together have to be from now on
