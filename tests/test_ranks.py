@@ -153,3 +153,16 @@ def test_ranks_that_can_not_be(make_cfg):
     from peft import LoraConfig, get_peft_model
     own = get_peft_model(get_base_model(make_cfg()), LoraConfig(task_type='CAUSAL_LM', r=3, target_modules=['v_proj']))
     with pytest.raises(ConfigError, match="`ranks`: expected at most 3, the rank of the model's LoRA"): get_server(make_cfg(ranks=RANKS), client_data(4), own, callbacks=[])
+
+def test_what_all_share_is_stepped_in_full(make_cfg):
+    "The first client's rank, 1, isn't the shared model's: FedAvgM goes on from all of it."
+    cfg = make_cfg(name='fedavg', ranks=RANKS, rounds=3, lr=.05, keep_trained=True, keep_rounds=5, server_optimizer='momentum', server_optimizer_args=dict(beta1=.5))
+    s = get_server(cfg, client_data(4), callbacks=[])
+    shared,m = {n: t.double() for n,t in s.live.state().items()},{}
+    s.fit()
+    for t in range(3):
+        trained = s.trained_states(range(4), t)
+        m = {n: .5*m.get(n, 0) + sum(o[n].double() for o in trained)/4 - w for n,w in shared.items()}   # all have twelve examples
+        shared = {n: w + m[n] for n,w in shared.items()}
+        for n,x in files(s, 0, t+1).items(): torch.testing.assert_close(x.double(), shared[n], rtol=1e-4, atol=1e-6)
+    assert beyond(shared, 1).abs().max() > .01

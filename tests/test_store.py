@@ -98,3 +98,24 @@ def test_replace_leaves_what_is_linked(tmp_path):
     assert s.check() == [] and [s.load(i)['w'][0].item() for i in range(4)] == [1,1,9,8]
     assert sorted(o.name for o in (tmp_path/'1'/'local_output_3').iterdir()) == ['adapter_config.json','adapter_model.safetensors']
     with pytest.raises(StoreError, match="client 3: `w` has a value that isn't finite"): s.replace(1, [3], s.layout.pack(w(np.inf)))
+
+def test_all_that_a_commit_names_is_flushed_before_it(tmp_path, monkeypatch):
+    "Files and the folders that lead to them, kept and replaced ones too, since they were last written."
+    s,flushed,at_commit = new(tmp_path),set(),[]
+    fsync,rename = os.fsync,os.replace
+    def note(fd):
+        flushed.add(os.readlink(f'/proc/self/fd/{fd}'))
+        return fsync(fd)
+    def commit(src, dst):
+        if str(dst).endswith('state.json'): at_commit.append(set(flushed))
+        return rename(src, dst)
+    for i in (0,1,2): s.save_trained(1, i, w(i))
+    s.mix([0,1,2], np.full((3,3), 1/3), 1)
+    monkeypatch.setattr(os, 'fsync', note)
+    monkeypatch.setattr(os, 'replace', commit)   # from here: the flush of the mixed states, before they were replaced, doesn't count
+    s.keep(1, 'a', w(5))
+    s.replace(1, [0,2], s.layout.pack(w(7)))
+    s.commit(1, [0,1,2])
+    one = tmp_path.resolve()/'1'
+    need = {one, one.parent, one/'kept_a.safetensors', *(one/f'local_output_{i}' for i in (0,2)), *(one/f'local_output_{i}'/'adapter_model.safetensors' for i in (0,2))}
+    assert len(at_commit) == 1 and {str(o) for o in need} <= at_commit[0], {str(o) for o in need} - at_commit[0]
