@@ -8,8 +8,9 @@ __all__ = ['Server_local', 'Server_fedavg', 'Server_fedavg_ft', 'Client_prox', '
            'bipartition', 'Server_ifca', 'Server_cfl', 'Server_hetlora', 'import_user_code', 'list_algorithms',
            'get_server']
 
-# %% ../nbs/13_algorithms.ipynb #cf689133
+# %% ../nbs/13_algorithms.ipynb #82373455
 import importlib, importlib.util, re, sys
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -112,7 +113,7 @@ class Server_fedsa(_Factors, name='fedsa', paper='FedSA-LoRA, Guo et al., 2025, 
         super()._make_model(model)
         self.own = self.own | self.factor('B')
 
-# %% ../nbs/13_algorithms.ipynb #bf02cd79
+# %% ../nbs/13_algorithms.ipynb #8582b2e8
 def add_to_base(model,  # a PEFT or transformers model
                 change, # name of a weight, as a transformers model has it -> what is added to it
                ):       # the model, changed
@@ -145,11 +146,20 @@ class _Exact(_Factors):
         super()._make_model(model)
         self.model.unchanged = [(w,w.detach().clone()) for _,w,_,_ in self._layers]   # so that the next server with this model begins from its own weights
 
-    def _remember(self, records, anew=False):
-        super()._remember(records, anew)
+    def _rebase(self, change):
         with torch.no_grad():
             for w,first in self.model.unchanged: w.copy_(first)
-        add_to_base(self.model, self.store.kept('base') or {})
+        add_to_base(self.model, change)
+
+    def _remember(self, records, anew=False):
+        super()._remember(records, anew)
+        self._rebase(self.store.kept('base') or {})
+
+    @contextmanager
+    def first_model(self):
+        self._rebase({})
+        try: yield
+        finally: self._rebase(self.store.kept('base') or {})
 
     def aggregate(self, ids, comm_round):
         M = super().aggregate(ids, comm_round)
@@ -162,6 +172,7 @@ class _Exact(_Factors):
             if self.model.get_submodule(path).fan_in_fan_out: more = more.T
             new[name] = ((old[name].double() if name in old else 0) + more).float().contiguous()
         self.store.keep(comm_round+1, 'base', new)
+        self._rebase(new)   # the round is recorded with the model that it ends with
         return M
 
 class Server_fedex(_Exact, name='fedex', paper='FedEx-LoRA, Singhal et al., 2024, arXiv:2410.09432'):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #625cdaa4
+# %% ../nbs/12_servers.ipynb #b949dcbe
 import inspect, json, os, warnings
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #3347fa81
+# %% ../nbs/12_servers.ipynb #0538df21
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -458,6 +459,11 @@ class BaseServer:
         "What a client is tested with: the state that it was left with."
         return self.row_of(client) if round is None else self.cut_to_rank(self.store.load_row(client.id, round), client.id)
 
+    @contextmanager
+    def first_model(self):
+        "Within the block the base model is as it was before the first round: it always is, but where an algorithm adds to it."
+        yield
+
     def test(self,
              baselines=False, # also score the common start and the commonest training answer
             )->dict:          # client -> its metrics
@@ -466,7 +472,7 @@ class BaseServer:
         if baselines:
             first = {}   # clients that share a test set share the base model's scores
             for i,d in enumerate(self.lst_data_dict): first.setdefault(id(d['test']), i)
-            start = {c.id: m for c,m,_ in self.engine.test((self.client_list[i] for i in first.values()), lambda c: self.store.load_row(c.id, 0))}
+            with self.first_model(): start = {c.id: m for c,m,_ in self.engine.test((self.client_list[i] for i in first.values()), lambda c: self.store.load_row(c.id, 0))}
             base = {str(i): start[first[id(d['test'])]] for i,d in enumerate(self.lst_data_dict)}
         for c,m,answers in tqdm(self.engine.test(self.client_list, self.test_row), total=self.num_clients, desc='test', unit='client', leave=False, disable=None):
             clients[str(c.id)],data = m,self.lst_data_dict[c.id]

@@ -67,6 +67,23 @@ def test_what_a_run_leaves_is_what_was_tested(make_cfg, name):
     assert third.store.identity['base_model'] == s.store.identity['base_model']
     for n,p in s.model.named_parameters(): assert 'lora' in n or torch.equal(p, first[n]), n
 
+@pytest.mark.parametrize('name', ['flora','fedex','ifca','cfl'])
+def test_every_loss_is_that_of_the_model_it_speaks_of(make_cfg, name):
+    "In the history that of the round's end, on the clients' tests and on the server's own examples; beside the scores that of the model before the first round."
+    cfg,data = make_cfg(name=name, rounds=2, lr=.1, eval_every=1),client_data(4)
+    hold = data[2]['test']
+    s = get_server(cfg, data, None, hold, callbacks=[])
+    history,scores = s.fit(),s.test(baselines=True)
+    if name != 'ifca':   # whose clients choose anew among the models that a round left
+        assert history[-1]['test_loss'] == pytest.approx({str(k): m['loss'] for k,m in scores.items()}, rel=1e-5)
+        shorter = get_server(cfg.replace(output_dir=cfg.output_dir + 'b', rounds=1), data, None, hold, callbacks=[])
+        shorter.fit()
+        assert history[0]['test_loss'] == pytest.approx({str(k): m['loss'] for k,m in shorter.test().items()}, rel=1e-5) != history[-1]['test_loss']
+    if name in ('flora','fedex'): assert history[-1]['holdout_loss'] == pytest.approx(scores[2]['loss'], rel=1e-5)   # one model for all
+    untrained = get_server(cfg.replace(output_dir=cfg.output_dir + 'c', name='local', rounds=0), data, callbacks=[])
+    assert {i: m['loss'] for i,m in s.scorecard['base']['clients'].items()} == pytest.approx({str(i): m['loss'] for i,m in untrained.test().items()}, rel=1e-5)
+    assert s.test() == scores   # the change is back
+
 def test_what_exact_averages_refuse(make_cfg):
     for name in ('flora','fedex'):
         with pytest.raises(ConfigError, match='without a LoRA'): get_server(make_cfg(name=name), DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
