@@ -32,13 +32,13 @@ def parts(model, layers, steps, batch_size, **kw):
 DEVICE,DTYPE = 'cpu','float32'
 
 def examples(n, seed, vocab):
-    from fedai.data import Encoded
+    from fedai.prompts import Encoded
     g = np.random.default_rng(seed)
     return [Encoded(g.integers(5, vocab, g.integers(42, 59)).tolist(), g.integers(5, vocab, 6).tolist()) for _ in range(n)]
 
 def plain(live, task, cfg, items, k):
     "peft and transformers alone."
-    from fedai.data import train_batch
+    from fedai.prompts import train_batch
     from fedai.training import batch_indices
     from fedai.utils import rng
     params = [p for p in live.model.parameters() if p.requires_grad]
@@ -102,7 +102,7 @@ def peak_flops():
     return 2*2048**3/timed({'mm': lambda: a @ a}, 7)['mm']
 
 def generation(model, K, b, repeats):
-    from fedai.data import Encoded
+    from fedai.prompts import Encoded
     from fedai.rows import LoraStack
     from fedai.training import Prepared
     cfg,live,task = parts(model, 'all', 1, b)

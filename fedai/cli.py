@@ -102,7 +102,7 @@ def show_algorithms(as_json=False, # for programs
         for k,(default,text) in o['settings'].items(): print(f"{'':12}{k} [{default}]: {text}")
     return 0
 
-# %% ../nbs/17_cli.ipynb #e7c32564
+# %% ../nbs/17_cli.ipynb #bd414f98
 def get_parser()->argparse.ArgumentParser:
     "The command line's parser."
     ap = argparse.ArgumentParser(prog='fedai', description='Fine-tune one language model for many clients at once: a LoRA adapter for each, and a graph that says who learns from whom.')
@@ -155,7 +155,7 @@ def _main(argv):
     except Exception as e:
         if type(e).__module__.startswith('yaml'): return _fail(f'an option is no YAML value: {e}', 2)
         raise
-    from fedai.data import DataError
+    from fedai.prompts import DataError
     from fedai.store import StoreError
     from fedai.training import NonFiniteLoss
     try:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BaseClient', 'Client_mira']
 
-# %% ../nbs/09_clients.ipynb #56798e53
+# %% ../nbs/09_clients.ipynb #b38b9a6f
 import warnings
 from functools import cached_property
 
-from .data import DataError
+from .prompts import DataError
 from .training import Job, Prepared, local_steps
 
 # %% ../nbs/09_clients.ipynb #efcd4ebd

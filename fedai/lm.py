@@ -6,14 +6,14 @@
 __all__ = ['pack_batch', 'answer_losses', 'cut_passes', 'cut_even', 'count_saved', 'offload_saved', 'decoder_layers',
            'checkpointed', 'base_of', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy', 'mean_states']
 
-# %% ../nbs/07b_lm.ipynb #3ca2219f
+# %% ../nbs/07b_lm.ipynb #a21a6f57
 import inspect, os, tempfile, warnings
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np, torch, torch.nn.functional as F
 from xxhash import xxh3_128
-from .data import Encoded, by_length, pad_batch, train_batch
+from .prompts import Encoded, by_length, pad_batch, train_batch
 from .rows import _Ragged, _forward_as
 
 # %% ../nbs/07b_lm.ipynb #8e70db10

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
-# %% ../nbs/12_servers.ipynb #b949dcbe
+# %% ../nbs/12_servers.ipynb #b9dfe501
 import inspect, json, os, warnings
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +15,8 @@ import numpy as np, torch
 from tqdm.auto import tqdm
 from .clients import BaseClient, Client_mira
 from .config import ConfigError, FedConfig, dump_config, load_config, near
-from .data import check_example, commonest_answer
+from .data import commonest_answer
+from .prompts import check_example
 from .engines import get_engine
 from .lm import Prefix, decoder_layers, mean_states
 from .graphs import (average_matrix, check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph, random_graph, ring_graph,

@@ -6,7 +6,7 @@
 __all__ = ['Prepared', 'Job', 'get_accelerator', 'get_device', 'memory_bytes', 'TextTask', 'ModuleTask', 'round_lr',
            'get_optimizer', 'batch_indices', 'NonFiniteLoss', 'local_steps']
 
-# %% ../nbs/08_training.ipynb #7c61899d
+# %% ../nbs/08_training.ipynb #9d676158
 import inspect, json, math, os, warnings
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np, torch
 from xxhash import xxh3_64
 from .config import ConfigError, FedConfig
-from .data import DataError, Encoded, Prompter, by_length, encode_all
+from .prompts import DataError, Encoded, Prompter, by_length, encode_all
 from .lm import AnswerLoss, answer_losses, at_rest, base_of, checkpointed, count_saved, greedy, offload_saved
 from .metrics import task_scores, text_scores
 from .models import fast_bf16

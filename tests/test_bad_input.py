@@ -5,7 +5,7 @@ from pathlib import Path
 from conftest import client_data, sums
 from fedai.clients import Client_mira
 from fedai.config import ConfigError, FedConfig, load_config
-from fedai.data import DataError
+from fedai.prompts import DataError
 from fedai.models import get_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
 from fedai.store import AdapterStore, StoreError

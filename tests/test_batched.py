@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from conftest import client_data
 from fedai.clients import Client_mira
 from fedai.config import ConfigError, FedConfig
-from fedai.data import Encoded, train_batch
+from fedai.prompts import Encoded, train_batch
 from fedai.lm import AnswerLoss, Prefix, checkpointed, count_saved, cut_even, cut_passes, decoder_layers, greedy
 from fedai.models import add_lora, get_base_model, get_model, get_tokenizer, load_base
 from fedai.rows import LiveState, LoraStack, ModuleStack, _Runs

@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 from peft import LoraConfig, get_peft_model
 from conftest import sums
-from fedai.data import train_batch
+from fedai.prompts import train_batch
 from fedai.models import get_base_model, get_model, get_tokenizer
 from fedai.rows import LiveState
 from fedai.training import Job, TextTask, batch_indices, local_steps
