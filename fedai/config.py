@@ -80,7 +80,7 @@ def _checked(f, v):
 # %% ../nbs/00_config.ipynb #5bdf0638
 server_optimizers = dict(momentum=('beta1',), adagrad=('beta1','tau'), yogi=('beta1','beta2','tau'), adam=('beta1','beta2','tau'))   # kind -> its settings
 
-# %% ../nbs/00_config.ipynb #12cf655c
+# %% ../nbs/00_config.ipynb #a6a86345
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -108,7 +108,7 @@ class FedConfig:
     name:str = opt('mira', 'federation') # the algorithm; `fedai algorithms` lists them
     algorithm_args:dict = opt({}, 'federation') # its own settings, such as `{mu: 0.1}` for fedprox
     imports:list = opt([], 'federation', result=False) # Python files or modules that are imported first, such as one with an algorithm of your own
-    num_clients:int = opt(8, 'federation', lo=1) # clients in the federation, K
+    num_clients:int|None = opt(None, 'federation', lo=1) # clients in the federation, K; nothing: as many as the data has
     m:float = opt(1., 'federation', above=0, hi=1) # share of clients selected in a round
     rounds:int = opt(10, 'federation', lo=0, result=False) # communication rounds in all
     lambda_:float|None = opt(None, 'federation', lo=0) # MIRA's regularisation λ >= 0; ηλ uses the round's learning rate, so it follows `lr_schedule`
@@ -147,16 +147,26 @@ class FedConfig:
     add_tokens:list = opt([], 'model') # tokens added to the tokenizer; their embeddings are trained with the adapter
 
     # data
-    data:str = opt('reasoning-gym', 'data') # 'reasoning-gym', or a folder with one .jsonl file a client
+    data:str = opt('reasoning-gym', 'data') # 'reasoning-gym', a file, a folder of files, or the name of a dataset on the Hugging Face Hub
+    data_format:str = opt('auto', 'data') # what a record looks like: 'alpaca', 'dolly', 'messages', 'sharegpt', 'natural-instructions', 'bigbench', ...; 'auto': recognised by its fields
+    data_args:dict = opt({}, 'data') # further settings of the source: `{split: train, name: main, revision: v1}` for the Hub, `{turns: last}` for conversations
+    columns:dict = opt({}, 'data') # what the fields are called in the data, where it isn't what fedai calls them, such as `{instruction: question, output: answer}`
+    partition:str = opt('auto', 'data', choices=('auto','file','client','task','column','iid','dirichlet','quantity','shards','pathological')) # who has which examples: one client a file, a value of the field `client`, a task, or a value of another column; or drawn for `num_clients` clients. 'auto': by `client` where the examples have it, otherwise by file
+    partition_args:dict = opt({}, 'data') # its settings: `{column: hospital}` for column; `{alpha: 0.5, by: task}` for dirichlet; ...
+    min_examples:int = opt(2, 'data', lo=2) # different questions that a client needs at least
+    test_share:float = opt(.2, 'data', above=0, hi=.9) # about this share of each client's examples is set apart for the test
+    valid_share:float = opt(0., 'data', lo=0, hi=.5) # about this share is set apart for validation, such as for tuning
+    holdout_share:float = opt(0., 'data', lo=0, hi=.5) # about this share of all examples is the server's own, and nobody's training or test
+    unseen_clients:int|list = opt(0, 'data', lo=0) # clients that take no part in training, to measure what a newcomer gains: how many, drawn, or their names
+    unseen_tasks:list = opt([], 'data') # tasks that no client has in training, each a newcomer
     tasks:dict = opt({}, 'data') # reasoning-gym: task name -> its settings, such as `{gcd: {max_value: 30}}`
     clients_per_task:int = opt(2, 'data', lo=1) # reasoning-gym: clients that share a task, each with examples of its own
     train_size:int = opt(32, 'data', lo=1) # reasoning-gym: training examples a client
     test_size:int = opt(16, 'data', lo=1) # reasoning-gym: test examples a task, the same for its clients
-    test_share:float = opt(.2, 'data', above=0, hi=.9) # a folder of files: about this share of each client's examples is set apart for the test
-    template:str = opt('auto', 'data', choices=('auto','chat','instruction')) # prompt: the tokenizer's chat template, an instruction template, or the first where there is one
+    template:str = opt('auto', 'data') # prompt: 'chat', the tokenizer's chat template; 'instruction', 'alpaca', 'definition' (Natural Instructions), or a text with `{instruction}` and `{input}` in it, after which the answer comes. 'auto': 'chat' where there is a template, else 'instruction'
     system_prompt:str|None = opt(None, 'data') # system message of the chat template; nothing: the template's own default
     max_length:int = opt(512, 'data', lo=8) # tokens in an example, prompt and answer together; a longer prompt is cut, an answer never is
-    on_long:str = opt('error', 'data', choices=('error','drop')) # an example whose answer can't fit in `max_length`
+    on_bad:str = opt('error', 'data', choices=('error','drop')) # an example that can't be used (a field that is missing, empty or of another type, an answer that can't fit in `max_length`), or a client with too little: stop and name it, or leave it out and count it
 
     # evaluation
     eval_every:int = opt(0, 'evaluation', lo=0) # rounds between test losses of the selected clients; 0: never during training
@@ -179,8 +189,11 @@ class FedConfig:
         if isinstance(self.adapt_layers, str) and not re.fullmatch(r'all|last:[1-9]\d*', self.adapt_layers):
             raise ConfigError('adapt_layers', "'all', 'last:n' or a list of layer numbers", self.adapt_layers)
         if isinstance(self.clients_per_batch, str) and self.clients_per_batch != 'auto': raise ConfigError('clients_per_batch', "'auto' or a number", self.clients_per_batch)
-        if self.ranks and (len(self.ranks) != self.num_clients or not all(isinstance(k, numbers.Integral) and not isinstance(k, bool) and 1 <= k <= self.r for k in self.ranks)):
-            raise ConfigError('ranks', f'{self.num_clients} integers from 1 to {self.r} (`r`), one a client', self.ranks)
+        if self.ranks and (self.num_clients and len(self.ranks) != self.num_clients or not all(isinstance(k, numbers.Integral) and not isinstance(k, bool) and 1 <= k <= self.r for k in self.ranks)):
+            raise ConfigError('ranks', f'{self.num_clients or ""} integers from 1 to {self.r} (`r`), one a client'.strip(), self.ranks)
+        if self.template not in (known := ('auto','chat','instruction','alpaca','definition')) and '{instruction}' not in self.template:
+            raise ConfigError('template', 'one of ' + ', '.join(map(repr, known)) + ', or a text with {instruction} in it' + near(self.template, known), self.template)
+        if not all(isinstance(v, str) and v for v in self.columns.values()): raise ConfigError('columns', "names of fields, such as {instruction: question}", self.columns)
         if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?', self.device):
             raise ConfigError('device', "'auto', 'cpu', 'cuda', 'cuda:1' or the like", self.device)
 

@@ -60,7 +60,7 @@ def memory_bytes(cfg:FedConfig, # its `memory_gb`
     except (OSError,ValueError): pass
     return total//2
 
-# %% ../nbs/08_training.ipynb #425cd159
+# %% ../nbs/08_training.ipynb #3693513b
 Prepared = namedtuple('Prepared', 'examples items dropped cut') # examples kept; what batches are made of; how many were dropped, how many had their prompt cut
 
 class TextTask:
@@ -81,8 +81,7 @@ class TextTask:
                 where:str, # whose they are, for errors: 'client 3, train'
                )->Prepared:
         "Check and tokenise; raises `DataError` where nothing is left."
-        kept,enc,dropped = encode_all(self.prompter, examples, where, self.cfg.on_long)
-        return Prepared(kept, enc, dropped, sum(e.cut > 0 for e in enc))
+        return Prepared(*encode_all(self.prompter, examples, where, self.cfg.on_bad))
 
     def fingerprint(self, data:Prepared)->str: # sixteen hex digits
         "A checksum of the tokens of all examples."

@@ -20,7 +20,7 @@ from fedai.training import NonFiniteLoss
     (dict(m=0), "`m`: expected a value above 0, got 0"),
     (dict(m=1.1), "`m`: expected at most 1, got 1.1"),
     (dict(num_clients=0), "`num_clients`: expected at least 1, got 0"),
-    (dict(num_clients=True), "`num_clients`: expected an integer, got True"),
+    (dict(num_clients=True), "`num_clients`: expected an integer or nothing, got True"),
     (dict(rounds=-1), "`rounds`: expected at least 0, got -1"),
     (dict(lambda_=-.1), "`lambda_`: expected at least 0, got -0.1"),
     (dict(coupling=1.5), "`coupling`: expected at most 1, got 1.5"),
@@ -105,7 +105,7 @@ def test_too_long_is_dropped_when_asked_and_counted(make_cfg):
     data = client_data(4)
     data[2]['train'][5] = dict(instruction='x', output='y'*600)
     data[1]['train'] = [dict(instruction='x', output='y'*600)]
-    s = Server_mira(make_cfg(on_long='drop', m=.1, rounds=1), data, callbacks=[])
+    s = Server_mira(make_cfg(on_bad='drop', m=.1, rounds=1), data, callbacks=[])
     with pytest.warns(UserWarning, match='client 2, train: 1 examples dropped and 0 prompts cut'): assert s.client_list[2].train_data.dropped == 1
     with pytest.raises(DataError, match='client 1: none of its 1 train examples fits'): s.client_list[1].train_data
 
@@ -246,7 +246,7 @@ def test_untied_model_with_new_tokens_is_refused(make_cfg):
 
 @pytest.mark.parametrize('argv,code,message', [
     (['run', 'nowhere.yaml'], 2, "fedai: `config`: expected a YAML file, got 'nowhere.yaml'"),
-    (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer, got 'many'"),
+    (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer or nothing, got 'many'"),
     (['run', '--tasks', '{a: [}'], 2, 'fedai: an option is no YAML value'),
     (['run', '--data', 'nowhere', '--output_dir', 'out'], 2, "fedai: `data`: expected 'reasoning-gym' or a folder with .jsonl files, got 'nowhere'"),
     (['run', '--lrr', '1'], 2, "fedai: `--lrr`: expected a known option (did you mean '--lr'?)"),
