@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['BaseClient', 'Client_mira']
 
-# %% ../nbs/09_clients.ipynb #b38b9a6f
+# %% ../nbs/09_clients.ipynb #d1670af6
 import warnings
 from functools import cached_property
 
+import numpy as np
 from .prompts import DataError
+from .tables import question_keys
 from .training import Job, Prepared, local_steps
 
-# %% ../nbs/09_clients.ipynb #efcd4ebd
+# %% ../nbs/09_clients.ipynb #7a69fa0d
 class BaseClient:
     "A client that trains the model it is sent on its own data."
     def __init__(self,
@@ -37,9 +39,9 @@ class BaseClient:
         "The test data; warns where a test question is in the client's training data too."
         data = self._prepared('test')
         if isinstance(data.examples[0], dict):
-            key = lambda e: (e['instruction'], e.get('input') or '')
-            both = {key(e) for e in data.examples} & {key(e) for e in self.train_data.examples}
-            if both: warnings.warn(f"client {self.id}: {len(both)} of its test questions are in its training data too, such as {min(both)[0][:60]!r}")
+            asked = question_keys(data.examples)
+            both,at,_ = np.intersect1d(asked, question_keys(self.train_data.examples), return_indices=True)
+            if len(both): warnings.warn(f"client {self.id}: {len(both)} of its test questions are in its training data too, such as {data.examples[int(at.min())]['instruction'][:60]!r}")
         return data
 
     @cached_property

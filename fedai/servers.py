@@ -50,7 +50,7 @@ def _called(field, kind, f, args):
     try: return f(**args)
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/12_servers.ipynb #0538df21
+# %% ../nbs/12_servers.ipynb #97ed185e
 algorithm_classes = {}   # name -> server class
 
 class BaseServer:
@@ -72,12 +72,14 @@ class BaseServer:
                  cfg:FedConfig,
                  lst_data_dict,     # {'train': ..., 'test': ...} a client: lists or datasets of example dicts, or of (input, target) for a plain module
                  model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion
-                 holdout_ds=None,   # the server's own examples: their loss under the mean of the round's clients goes into the history
+                 holdout_ds=None,   # the server's own examples, those of the data when not given: their loss under the mean of the round's clients goes into the history
                  client_class=None, # None: the algorithm's own
                  callbacks=None,    # list of `Callback`s; None: progress
                  **kwargs,          # set as attributes: tokenizer, criterion, graph, ...
                 ):
         if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)
+        if cfg.num_clients is None: cfg = cfg.replace(num_clients=len(lst_data_dict))
+        if holdout_ds is None: holdout_ds = getattr(lst_data_dict, 'holdout', None)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients
         self.callbacks = [Progress()] if callbacks is None else callbacks
         self.args = self._settings()
