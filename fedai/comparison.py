@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paired_bootstrap', 'hold_out', 'Comparison', 'compare']
 
-# %% ../nbs/13a_comparison.ipynb #ac8341a9
+# %% ../nbs/13a_comparison.ipynb #c33b27c1
 import csv, gc, io, itertools, json, re, time
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from .algorithms import get_server, import_user_code
 from .config import ConfigError, FedConfig, field_help, load_config, near
 from .data import get_client_data
 from .servers import algorithm_classes
+from .tables import Examples
 from .training import NonFiniteLoss
 from .utils import rng, write_json, write_text
 
@@ -41,7 +42,7 @@ def paired_bootstrap(diffs,      # (n,) differences, such as a client's score un
         out[k] = dict(mean=float(v.mean()), low=float(low), high=float(high))
     return {**out.pop(''), **out}
 
-# %% ../nbs/13a_comparison.ipynb #8fc90d9e
+# %% ../nbs/13a_comparison.ipynb #1df60ac5
 def _variants(algorithms):
     "label -> fields of the config."
     if isinstance(algorithms, str): algorithms = algorithms.split(',')
@@ -90,15 +91,19 @@ def hold_out(data,      # {'train': ..., 'test': ...} a client
              share=.25, # of each client's training examples; at least one
              seed=0,    # keys the draw
             )->list:    # {'train': ..., 'test': ...} a client, both out of what was its 'train'
-    "A validation split: the clients' training examples in two, their tests not looked at; raises `ConfigError` for a client with a single example."
+    "A validation split: the clients' own where the data has one, otherwise their training examples in two; their tests not looked at. Raises `ConfigError` for a client with a single example."
     if not 0 < share < 1: raise ConfigError('valid_share', 'a share between 0 and 1', share)
     out = []
     for k,d in enumerate(data):
+        if 'valid' in d:
+            out.append({'train': d['train'], 'test': d['valid']})
+            continue
         n = len(d['train'])
         if n < 2: raise ConfigError(f"lst_data_dict[{k}]['train']", 'at least two examples to tune on', n)
         drawn = rng(seed, 'validation', k).permutation(n)
         v = min(n-1, max(1, round(share*n)))
-        out.append({'train': [d['train'][int(i)] for i in sorted(drawn[v:])], 'test': [d['train'][int(i)] for i in sorted(drawn[:v])]})
+        def take(rows): return d['train'][np.sort(rows)] if isinstance(d['train'], Examples) else [d['train'][int(i)] for i in sorted(rows)]
+        out.append({'train': take(drawn[v:]), 'test': take(drawn[:v])})
     return out
 
 # %% ../nbs/13a_comparison.ipynb #171225e4

@@ -53,7 +53,7 @@ class _Mapped:
     def __len__(self): return self.n
     def column(self, name)->pa.ChunkedArray: return pa.chunked_array([b.column(name) for b in self.batches], self.schema.field(name).type)
 
-# %% ../nbs/03d_tables.ipynb #8a9da23c
+# %% ../nbs/03d_tables.ipynb #3a002875
 def natural(name:str)->list: # for `sorted`
     "A key by which site2 comes before site10."
     return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', name) if p]
@@ -69,7 +69,7 @@ class ExampleTable(_Mapped):
 
     @classmethod
     def make(cls,
-             source,        # an iterable of examples, such as a `Source`; may have `dropped`, (place, reason) of those that it left out
+             source,        # an iterable of examples, such as a `Source`; may have `dropped`, (place, reason) of those that it left out, or of the first of `dropped_count`
              folder:str|Path=None, # where; None: in the cache, under the source's fingerprint, and not anew where it is there
              keep=(),       # further keys that are kept
             )->'ExampleTable':
@@ -86,7 +86,7 @@ class ExampleTable(_Mapped):
                         out.write_batch(pa.record_batch([pa.array(c, t) for c,t in zip(cols, schema.types)], schema=schema))
                         bar.update(len(part))
                 dropped = getattr(source, 'dropped', [])
-                write_json(folder/'about.json', dict(dropped=len(dropped), where=[list(o) for o in dropped[:1000]]))
+                write_json(folder/'about.json', dict(dropped=getattr(source, 'dropped_count', len(dropped)), where=[list(o) for o in dropped]))
         return cls(folder)
 
     def example(self, i:int)->dict:
@@ -117,6 +117,9 @@ class ExampleTable(_Mapped):
         t = pa.table({k: self.column(k) for k in ('instruction','input')}).take(pa.array(rows, pa.int64()))
         return pc.binary_join_element_wise(t['instruction'], pc.fill_null(t['input'], ''), '\n').to_pylist()
 
+    def take(self, rows)->'Examples': return Examples(self, rows)
+    def place(self, i:int)->str: return self.batches[i//ROWS].column('place')[i % ROWS].as_py() or f'example {i}' # where it comes from, for errors
+
     def tokens(self, prompter:Prompter)->'TokenTable': # of all rows
         "The table's tokens, made when a prompter first asks for them."
         if prompter.key not in self._tokens:
@@ -125,7 +128,7 @@ class ExampleTable(_Mapped):
             self._tokens[prompter.key] = TokenTable(path)
         return self._tokens[prompter.key]
 
-# %% ../nbs/03d_tables.ipynb #a65c18ce
+# %% ../nbs/03d_tables.ipynb #bb15d597
 class TokenTable(_Mapped):
     "Tokens of a table's examples, in the same rows."
     @classmethod
@@ -139,7 +142,7 @@ class TokenTable(_Mapped):
         schema = pa.schema([('prompt',ids), ('answer',ids), ('cut',pa.int32()), ('error',pa.string())])
         with tqdm(total=len(table), desc='tokenising', unit=' examples', disable=None, leave=False) as bar, atomic_file(path) as f, pa.ipc.new_file(f, schema) as out:
             for k,b in enumerate(table.batches):
-                got = prompter.encode_many([table.example(k*ROWS + j) for j in range(b.num_rows)], b.column('place').to_pylist())
+                got = prompter.encode_many([table.example(k*ROWS + j) for j in range(b.num_rows)], [table.place(k*ROWS + j) for j in range(b.num_rows)])
                 bad = [isinstance(e, DataError) for e in got]
                 cols = [[None if x else e.prompt for e,x in zip(got, bad)], [None if x else e.answer for e,x in zip(got, bad)], [0 if x else e.cut for e,x in zip(got, bad)], [str(e) if x else None for e,x in zip(got, bad)]]
                 out.write_batch(pa.record_batch([pa.array(c, t) for c,t in zip(cols, schema.types)], schema=schema))
