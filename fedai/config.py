@@ -80,7 +80,7 @@ def _checked(f, v):
 # %% ../nbs/00_config.ipynb #5bdf0638
 server_optimizers = dict(momentum=('beta1',), adagrad=('beta1','tau'), yogi=('beta1','beta2','tau'), adam=('beta1','beta2','tau'))   # kind -> its settings
 
-# %% ../nbs/00_config.ipynb #a6a86345
+# %% ../nbs/00_config.ipynb #8a7e5b56
 @dataclass(frozen=True, kw_only=True)
 class FedConfig:
     "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
@@ -151,8 +151,8 @@ class FedConfig:
     data_format:str = opt('auto', 'data') # what a record looks like: 'alpaca', 'dolly', 'messages', 'sharegpt', 'natural-instructions', 'bigbench', ...; 'auto': recognised by its fields
     data_args:dict = opt({}, 'data') # further settings of the source: `{split: train, name: main, revision: v1}` for the Hub, `{turns: last}` for conversations
     columns:dict = opt({}, 'data') # what the fields are called in the data, where it isn't what fedai calls them, such as `{instruction: question, output: answer}`
-    partition:str = opt('auto', 'data', choices=('auto','file','client','task','column','iid','dirichlet','quantity','shards','pathological')) # who has which examples: one client a file, a value of the field `client`, a task, or a value of another column; or drawn for `num_clients` clients. 'auto': by `client` where the examples have it, otherwise by file
-    partition_args:dict = opt({}, 'data') # its settings: `{column: hospital}` for column; `{alpha: 0.5, by: task}` for dirichlet; ...
+    partition:str = opt('auto', 'data', choices=('auto','file','client','task','column','iid','dirichlet','quantity','shards','pathological','flwr')) # who has which examples: one client a file, a value of the field `client`, a task, or a value of another column; or drawn for `num_clients` clients, 'flwr' by a partitioner of flwr-datasets. 'auto': by `client` where the examples have it, otherwise by file
+    partition_args:dict = opt({}, 'data') # its settings: `{column: hospital}` for column; `{alpha: 0.5, by: task}` for dirichlet, `{shards_per_client: 2}` for shards, ...; `by` names the column that is dealt unevenly, the task when not given
     min_examples:int = opt(2, 'data', lo=2) # different questions that a client needs at least
     test_share:float = opt(.2, 'data', above=0, hi=.9) # about this share of each client's examples is set apart for the test
     valid_share:float = opt(0., 'data', lo=0, hi=.5) # about this share is set apart for validation, such as for tuning

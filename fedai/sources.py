@@ -301,7 +301,7 @@ def find_files(path:str|Path, # a file, a folder, or a pattern
 
 def _stem(p): return re.sub(r'\.\w+(\.gz)?$', '', p.name)
 
-# %% ../nbs/03b_sources.ipynb #7ff59601
+# %% ../nbs/03b_sources.ipynb #741b3ff3
 _args = {'files': ('delimiter','turns','split'), 'datasets': ('name','split','revision','turns'), 'reasoning-gym': ('tasks','size')}
 _guesses = dict(instruction=('question','query','prompt','problem','text','inputs','input'), output=('answer','answers','response','completion','target','targets','solution','label','summary'))
 
@@ -382,6 +382,7 @@ class Source:
             left += 1
             for ex in exs:
                 if file is not None: ex['file'] = file
+                ex['place'] = where
                 yield ex
         if not seen: raise DataError(f'{path}: no examples in it')
         if not left: raise DataError(f"{path}: none of its {seen} examples can be used; the first: {first}") from first
@@ -424,7 +425,7 @@ class Source:
     def fingerprint(self)->str:
         "A hash of everything that decides what comes out: the content of the files, the settings and the version of the code. It doesn't depend on where the files lie."
         h = xxhash.xxh3_128()
-        how = dict(version=self.version, kind=self.kind, format=self.format, columns=sorted(self.columns.items()), keep=self.keep, on_bad=self.on_bad, args=self.args)
+        how = dict(version=self.version, path=self.path, kind=self.kind, format=self.format, columns=sorted(self.columns.items()), keep=self.keep, on_bad=self.on_bad, args=self.args)
         if self.kind == 'reasoning-gym':
             from importlib.metadata import version
             how.update(seed=self.seed, made_by=version('reasoning-gym'))

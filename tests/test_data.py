@@ -2,7 +2,6 @@
 import json, pytest, string, torch
 from hypothesis import given, settings, strategies as st
 from fedai.config import ConfigError, FedConfig
-from fedai.data import split_by_question
 from fedai.prompts import DataError, Prompter, by_length, pad_batch, train_batch
 from fedai.models import get_tokenizer
 
@@ -56,21 +55,6 @@ def test_buckets_hold_each_item_once(lengths, size):
     b = by_length(lengths, size)
     assert sorted(i for x in b for i in x) == list(range(len(lengths))) and all(len(x) <= size for x in b)
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from('abcdefgh'), st.sampled_from('xyz')), max_size=30), st.floats(.05, .9), st.integers(0, 5))
-def test_no_question_is_on_both_sides_and_nothing_is_lost(pairs, share, seed):
-    exs = [dict(instruction=i, output=o) for i,o in pairs]
-    d = split_by_question(exs, share, seed)
-    q = {k: {e['instruction'] for e in v} for k,v in d.items()}
-    assert not q['train'] & q['test'] and len(d['train']) + len(d['test']) == len(exs)
-    if len({i for i,_ in pairs}) > 1: assert d['train'] and d['test']
-
-def test_a_split_does_not_move_when_data_is_added():
-    exs = [dict(instruction=f'{i}', output='x') for i in range(500)]
-    test = {e['instruction'] for e in split_by_question(exs, .2)['test']}
-    assert 60 < len(test) < 140
-    assert {e['instruction'] for e in split_by_question(exs[250:][::-1], .2)['test']} == {i for i in test if int(i) >= 250}
-
 def test_an_answer_with_the_end_token_in_it_is_refused():
     with pytest.raises(DataError, match="client 1, train example 3: `output` contains the end-of-sequence token '<|end|>'".replace('|', r'\|')):
         Prompter(TINY).encode(dict(instruction='x', output='a<|end|>b'), 'client 1, train example 3')
@@ -80,3 +64,26 @@ def test_a_template_that_refuses_a_system_message_is_named():
     tok.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}{{ messages[0]['content'] }}"
     Prompter(tok)
     with pytest.raises(ConfigError, match='`system_prompt`: expected what the tokenizer'): Prompter(tok, system_prompt='Be brief.')
+
+@pytest.mark.parametrize('template', ['chat','instruction','alpaca','definition','Q: {instruction}\nC: {input}\nA: '])
+def test_many_at_once_are_as_one_by_one(template):
+    exs = [dict(instruction='Add '*(k%7), input=' '.join(map(str, range(k%5*9))), output='x'*(k%3*20 + 1)) for k in range(1, 40)]
+    p = Prompter(TINY, template, max_length=len(Prompter(TINY, template).encode(dict(instruction='Add', input='3', output='x'))) + 25)
+    many = p.encode_many(exs, [f'example {k}' for k in range(len(exs))])
+    for k,(ex,e) in enumerate(zip(exs, many)):
+        if isinstance(e, DataError):
+            with pytest.raises(DataError): p.encode(ex)
+        else: assert e == p.encode(ex) and len(e) <= p.max_length
+    assert {isinstance(e, DataError) for e in many} == {True,False} and any(e.cut for e in many if not isinstance(e, DataError))
+
+def test_a_conversation_is_the_chat_template_of_its_turns():
+    turns = [dict(role='user', content='3 + 4?'), dict(role='assistant', content='7'), dict(role='user', content='And 1 more?')]
+    e = Prompter(TINY).encode(dict(instruction='And 1 more?', output='8', messages=turns))
+    assert e.prompt + e.answer == TINY(TINY.apply_chat_template([*turns, dict(role='assistant', content='8')], tokenize=False), add_special_tokens=False).input_ids
+    short = Prompter(TINY, max_length=len(e) - 1).encode(dict(instruction='And 1 more?', output='8', messages=turns))
+    assert short.prompt == Prompter(TINY).encode(dict(instruction='And 1 more?', output='8')).prompt and short.cut == len(e.prompt) - len(short.prompt)
+
+def test_what_the_chat_template_refuses_is_a_bad_example():
+    tok = get_tokenizer(FedConfig(model='tiny'))
+    tok.chat_template = "{% for m in messages %}{% if m['content'] == 'no' %}{{ raise_exception('not that') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(DataError, match="here: the chat template can't take it .*not that"): Prompter(tok).encode(dict(instruction='no', output='x'), 'here')
