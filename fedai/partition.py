@@ -29,7 +29,7 @@ def label_codes(labels,      # (n,) a value for each example: text or numbers, a
     to[order] = np.arange(len(order))
     return to[enc.indices.to_numpy()],[str(values[i]) for i in order]
 
-# %% ../nbs/03c_partition.ipynb #fc65adab
+# %% ../nbs/03c_partition.ipynb #fcf7638a
 def _check(name, v, kind, ok, wanted):
     if not isinstance(v, kind) or isinstance(v, bool) or not ok(v): raise ConfigError(name, wanted, v)
 
@@ -37,11 +37,13 @@ def _from_counts(counts): return np.repeat(np.tile(np.arange(counts.shape[1]), l
 
 def _rounded(shares, n): return np.diff(np.floor(np.cumsum(shares, 1)*n[:,None])[:,:-1].astype(np.int64), axis=1, prepend=0, append=n[:,None])   # (C, K) shares, (C,) totals -> whole numbers
 
+def _check_alpha(alpha): _check('alpha', alpha, numbers.Real, lambda v: 0 < v < math.inf, 'a number above 0')
+
 def _check_min(min_size, n, num_clients): _check('min_size', min_size, numbers.Integral, lambda v: 0 <= v <= n//num_clients, f'a whole number from 0 to {n//num_clients} ({n} examples, {num_clients} clients)')
 
 def _repeat(one, alpha, n, num_clients, min_size):
     "The first of 100 draws in which nobody has fewer than `min_size` examples."
-    _check('alpha', alpha, numbers.Real, lambda v: 0 < v < math.inf, 'a number above 0')
+    _check_alpha(alpha)
     _check_min(min_size, n, num_clients)
     best = -1
     for _ in range(100):
@@ -79,7 +81,7 @@ def deal_dirichlet(draw,                # numpy generator
         return counts
     return _from_counts(_repeat(one, alpha, sizes.sum(), num_clients, min_size))
 
-# %% ../nbs/03c_partition.ipynb #ff5a73d0
+# %% ../nbs/03c_partition.ipynb #d3c6cb2a
 _growth = {'linear': lambda k: k, 'square': lambda k: k**2, 'exponential': lambda k: np.exp(k - k.max())}
 
 def deal_quantity(draw,              # numpy generator
@@ -90,15 +92,13 @@ def deal_quantity(draw,              # numpy generator
                   min_size=2,        # examples that each client has at least
                  ):                  # (n,) client of each example, sorted by label
     "Clients of different sizes."
-    n = sizes.sum(keepdims=True)
-    if shares == 'dirichlet': counts = _repeat(lambda: _rounded(draw.dirichlet(np.full(num_clients, float(alpha)), size=1), n), alpha, n[0], num_clients, min_size)
-    elif shares in _growth:
-        _check_min(min_size, n[0], num_clients)
-        p = _growth[shares](np.arange(1, num_clients+1.))
-        counts = _rounded(p[None]/p.sum(), n)
-        if counts.min() < min_size: raise ConfigError('shares', f'a growth for which each of {num_clients} clients gets {min_size} examples', f'{shares} ({counts.min()} for client 0)')
+    n = int(sizes.sum())
+    _check_alpha(alpha)
+    _check_min(min_size, n, num_clients)
+    if shares == 'dirichlet': p = draw.dirichlet(np.full(num_clients, float(alpha)))
+    elif shares in _growth: p = _growth[shares](np.arange(1, num_clients+1.))
     else: raise ConfigError('shares', 'one of dirichlet, ' + ', '.join(_growth) + near(shares, ['dirichlet',*_growth]), shares)
-    return _from_counts(counts)
+    return _from_counts(min_size + _rounded(p[None]/p.sum(), np.array([n - min_size*num_clients])))
 
 # %% ../nbs/03c_partition.ipynb #c62da518
 def deal_shards(draw,                # numpy generator
