@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['ClientData', 'get_client_data', 'token_facts', 'show_example', 'show_data', 'commonest_answer']
 
-# %% ../nbs/04_data.ipynb #99119f69
+# %% ../nbs/04_data.ipynb #52b10ad2
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from .config import ConfigError, FedConfig, near
-from .partition import hold_out_clients, near_duplicates, partition, partition_table, plot_partition, split, split_ranks
+from .partition import hold_out, holdout, natural, near_duplicates, partition, partition_table, plot_partition, split
 from .prompts import DataError, Encoded, Prompter, encode_all
 from .sources import Source
-from .tables import Examples, ExampleTable, natural, question_keys
-from .utils import key_seed
+from .tables import Examples, ExampleTable, question_keys
 
-# %% ../nbs/04_data.ipynb #5ee22ccd
+# %% ../nbs/04_data.ipynb #e9fed662
 class ClientData(list):
     "A dict a client with 'train' and 'test', and 'valid' where there is one; and what else came of the data."
     def __init__(self,
@@ -64,7 +63,7 @@ class ClientData(list):
 
     def plot(self): # a matplotlib figure
         "Who has how many training examples of which task, as stacked bars."
-        return plot_partition(*self._tasks(), self.names)
+        return plot_partition(*self._tasks(), self.names).figure
 
     def facts(self)->dict: # plain values
         "What there is to know of the data at a glance."
@@ -118,7 +117,7 @@ def _auto(table):
 
 def _by(cfg): return cfg.partition_args.get('column' if cfg.partition == 'column' else 'by', None if cfg.partition == 'column' else 'task')
 
-# %% ../nbs/04_data.ipynb #73d511e9
+# %% ../nbs/04_data.ipynb #e43c265f
 def _partitioned(cfg, table, rows, more):
     "The rows of each client, the clients' names, and how they were made; `more` clients than those that train."
     kind = _auto(table) if cfg.partition == 'auto' else cfg.partition
@@ -132,7 +131,7 @@ def _partitioned(cfg, table, rows, more):
         return [rows[codes[rows] == c] for c in there] if len(there) < 50 else _grouped(codes, rows, there),[names[c] for c in there],'one a ' + ('file' if kind == 'file' else 'client of the data' if kind == 'client' else name)
     if cfg.num_clients is None: raise ConfigError('num_clients', f'a number, with partition {kind!r}', None)
     labels = None
-    if kind in ('dirichlet','shards','pathological'): labels,_,rows = _labels(cfg, table, _by(cfg), rows)
+    if kind in ('dirichlet','shards','pathological') or kind == 'flwr' and 'by' in cfg.partition_args: labels,_,rows = _labels(cfg, table, _by(cfg), rows)
     parts,names = partition(kind, cfg.num_clients + more, cfg.seed, len(rows), None if labels is None else labels[rows], **args)
     return [rows[p] for p in parts],names,f'drawn ({kind}' + (f' by {_by(cfg)}' if labels is not None else '') + ''.join(f', {k} {v}' for k,v in args.items()) + ')'
 
@@ -154,7 +153,7 @@ def _dealt(cfg, table, rows):
             called.append(f'{t}-{i}')
     return parts,called
 
-# %% ../nbs/04_data.ipynb #5feacf99
+# %% ../nbs/04_data.ipynb #c3ca0a3a
 def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_clients` and `seed`
                    )->ClientData:  # {'train': [...], 'test': [...]} a client
     "The data that the config names, as clients; raises `DataError` for examples, and `ConfigError` for settings, that can't be used."
@@ -164,7 +163,7 @@ def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_client
     table = _Listed(list(src)) if gym else ExampleTable.make(src, keep=keep)
     if not len(table): raise DataError(f"{cfg.data}: no example that can be used" + (f" ({table.about['dropped']} left out)" if table.about['dropped'] else ''))
     rows,left_out,new = np.arange(len(table)),[],{}
-    held = split_ranks(table.questions, key_seed(seed, 'holdout')) < cfg.holdout_share
+    held = holdout(table.questions, cfg.holdout_share, seed)
     rows = rows[~held[rows]]
     def cut(r): return split(table.questions, r, cfg.test_share, cfg.valid_share, seed)
     codes,tasks = table.labels('task') if cfg.unseen_tasks else (None,[])
@@ -185,7 +184,7 @@ def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_client
         left_out = [(names[i], f'{len(np.unique(table.questions[parts[i]]))} different questions') for i in few]
         parts,names = [cut(p) for i,p in enumerate(parts) if i not in few],[n for i,n in enumerate(names) if i not in few]
         unseen = []
-    unseen += [i for i in hold_out_clients(names, cfg.unseen_clients, seed) if i not in unseen] if cfg.unseen_clients else []
+    if cfg.unseen_clients: unseen = sorted({*unseen, *np.flatnonzero(hold_out(names, cfg.unseen_clients, seed)).tolist()})
     new = {**new, **{names[i]: parts[i] for i in unseen}}
     there = [i for i in range(len(parts)) if i not in unseen]
     if cfg.num_clients is not None and cfg.num_clients != len(there): raise ConfigError('num_clients', f'{len(there)} ({how}' + (f', {len(unseen)} of them unseen' if unseen else '') + '), or nothing', cfg.num_clients)
