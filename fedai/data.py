@@ -17,7 +17,7 @@ from .prompts import DataError, Encoded, Prompter, encode_all
 from .sources import Source
 from .tables import Examples, ExampleTable, question_keys
 
-# %% ../nbs/04_data.ipynb #e9fed662
+# %% ../nbs/04_data.ipynb #970a5290
 class ClientData(list):
     "A dict a client with 'train' and 'test', and 'valid' where there is one; and what else came of the data."
     def __init__(self,
@@ -39,13 +39,15 @@ class ClientData(list):
         train = np.unique(np.concatenate([question_keys(d['train']) for d in self]))
         return len(np.intersect1d(np.unique(np.concatenate([question_keys(d['test']) for d in self])), train, assume_unique=True))
 
-    def near_duplicates(self, **kwargs)->dict:
-        "How many test questions are nearly one that somebody trains on; `near_duplicates` says what that means."
+    def near_duplicates(self, **kwargs)->dict: # counts of test questions: test, all of them; exact, near; judged, those with words enough; pairs of texts, (test, train, similarity)
+        "How many test questions are nearly one that somebody trains on; `near_duplicates` in `03c_partition` says what that means."
         def texts(split):
             tables = {id(d[split].table): d[split].table for d in self if isinstance(d[split], Examples)}
             if len(tables) == 1: return next(iter(tables.values())).texts(np.unique(np.concatenate([d[split].rows for d in self])))
             return list(dict.fromkeys(f"{e['instruction']}\n{e.get('input') or ''}" for d in self for e in d[split]))
-        return near_duplicates(texts('train'), texts('test'), **kwargs)
+        train,test = texts('train'),texts('test')
+        out = near_duplicates(train, test, **kwargs)
+        return {**{k: out[k] for k in ('test','exact','near','judged','share')}, 'pairs': [(test[i], train[j], s) for i,j,s in out['pairs']]}
 
     def _tasks(self):
         "Numbers of the tasks of all training examples, where each client's begin and end, and the tasks' names."
@@ -153,7 +155,7 @@ def _dealt(cfg, table, rows):
             called.append(f'{t}-{i}')
     return parts,called
 
-# %% ../nbs/04_data.ipynb #c3ca0a3a
+# %% ../nbs/04_data.ipynb #d9683003
 def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_clients` and `seed`
                    )->ClientData:  # {'train': [...], 'test': [...]} a client
     "The data that the config names, as clients; raises `DataError` for examples, and `ConfigError` for settings, that can't be used."
@@ -165,7 +167,7 @@ def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_client
     rows,left_out,new = np.arange(len(table)),[],{}
     held = holdout(table.questions, cfg.holdout_share, seed)
     rows = rows[~held[rows]]
-    def cut(r): return split(table.questions, r, cfg.test_share, cfg.valid_share, seed)
+    def cut(r): return {k: v for k,v in split(table.questions, r, cfg.test_share, cfg.valid_share, seed).items() if k != 'valid' or cfg.valid_share}
     codes,tasks = table.labels('task') if cfg.unseen_tasks else (None,[])
     for t in cfg.unseen_tasks:
         if t not in tasks: raise ConfigError('unseen_tasks', 'tasks of the data: ' + ', '.join(tasks[:20]) + near(str(t), tasks), t)
@@ -196,7 +198,9 @@ def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_client
         return {k: taken[id(r)] for k,r in d.items()}
     return ClientData([take(parts[i]) for i in there], [names[i] for i in there], how, table.take(np.flatnonzero(held)) if held.any() else None, {n: take(d) for n,d in new.items()}, table.about['dropped'], table.about['where'], left_out)
 
-# %% ../nbs/04_data.ipynb #8f673718
+# %% ../nbs/04_data.ipynb #a43da38e
+def _short(text, n=100): return ' '.join(text.split())[:n] + ('...' if len(' '.join(text.split())) > n else '')
+
 def token_facts(data:ClientData,  # or any list of dicts with 'train' and 'test'
                 prompter:Prompter,
                 on_bad:str='error', # or 'drop'
@@ -237,7 +241,11 @@ def show_data(data:ClientData,    # from `get_client_data`
              )->str:              # lines
     "The data at a glance, lengths, and some examples as the model sees them."
     tok,f = prompter.tokenizer,token_facts(data, prompter, on_bad)
-    lines = [data.describe(), '']
+    lines,twice = [data.describe()],data.near_duplicates()
+    if twice['exact'] + twice['near']:
+        lines.append(f"of {twice['test']:,} test questions {twice['exact']:,} are in training data too but for case, space and punctuation, and {twice['near']:,} nearly:")
+        lines += [f'  {_short(a)}\n    {_short(b)} ({s:.0%} alike)' for a,b,s in twice['pairs'][:3]]
+    lines.append('')
     def span(q): return f"{q['median']:,} (median), {q['p95']:,} (95 %), {q['most']:,} (most)" if q else 'none'
     of = '' if f['clients'] == len(data) else f" of the first {f['clients']} clients"
     lines.append(f"tokens{of}: prompts {span(f['prompt'])}; answers {span(f['answer'])}; template {prompter.template if len(prompter.template) < 30 else 'of your own'}, at most {prompter.max_length}")

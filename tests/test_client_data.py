@@ -47,7 +47,7 @@ def test_a_split_does_not_move_when_data_is_added_or_turned_round(tmp_path):
     before = get_client_data(FedConfig(data=wards(tmp_path/'a', (200,300)), valid_share=.1, holdout_share=.1))
     after = get_client_data(FedConfig(data=wards(tmp_path/'b', (400,500)), valid_share=.1, holdout_share=.1))
     write(tmp_path/'c'/'ward0.jsonl', [e for d in before[:1] for s in d for e in d[s]][::-1])
-    turned = get_client_data(FedConfig(data=str(tmp_path/'c'), valid_share=.1))
+    turned = get_client_data(FedConfig(data=str(tmp_path/'c'), partition='file', valid_share=.1, holdout_share=0.))
     for s in ('train','valid','test'):
         assert asked(before[0][s]) <= asked(after[0][s]) and asked(before[1][s]) <= asked(after[1][s])
         assert asked(turned[0][s]) == asked(before[0][s])
