@@ -351,7 +351,7 @@ def near_duplicates(train_texts,   # list of texts
     return dict(test=len(t_whole), exact=int(exact.sum()), near=int(near.sum()), judged=int(judged.sum()), share=share, nearest=nearest, similarity=similarity,
                 pairs=[(int(i),int(nearest[i]),float(similarity[i])) for i in some])
 
-# %% ../nbs/03c_partition.ipynb #6d6109ed
+# %% ../nbs/03c_partition.ipynb #221a5b95
 def _counts(parts, labels, most):
     "(K, C) examples of each client and label, commonest label first, those beyond `most` together as 'other'; and the labels' names."
     if labels is None: return np.array([[len(p)] for p in parts]),['examples']
@@ -363,7 +363,7 @@ def _counts(parts, labels, most):
     counts,names = counts[:,order],[names[i] for i in order]
     return (counts,names) if C <= most else (np.concatenate([counts[:,:most-1], counts[:,most-1:].sum(1, keepdims=True)], 1),[*names[:most-1],f'other ({C-most+1})'])
 
-def _short(s, n): return s if len(s) <= n else s[:n-1] + '…'
+def _short(s, n): return s if len(s) <= n else s[:n-1-n//2] + '…' + s[-(n//2):]   # names often differ at their ends
 
 # %% ../nbs/03c_partition.ipynb #b93b87e3
 def partition_table(parts,       # index arrays, one a client
@@ -391,7 +391,7 @@ def partition_table(parts,       # index arrays, one a client
         out.append(f"a client's labels from everybody's (total variation): {apart.min():.2f} to {apart.max():.2f}, mean {apart.mean():.2f}")
     return '\n'.join(out)
 
-# %% ../nbs/03c_partition.ipynb #3a5caa6d
+# %% ../nbs/03c_partition.ipynb #4480ca28
 def plot_partition(parts,         # index arrays, one a client
                    labels=None,   # (n,) a value for each example
                    names=None,    # what the clients are called
@@ -402,7 +402,7 @@ def plot_partition(parts,         # index arrays, one a client
     import matplotlib.pyplot as plt
     counts,head = _counts(parts, labels, max_labels)
     K = len(parts)
-    colours = [plt.get_cmap('tab20')(i) for i in (*range(0, 20, 2), 1, 3)]
+    colours = [plt.get_cmap('tab20')(i) for i in (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5)]
     colours = ['.75' if head[i].startswith('other (') and i == max_labels - 1 else colours[i % 12] for i in range(len(head))]
     ax = ax or plt.subplots(figsize=(7,max(2, .9 + .22*K) if K <= 30 else 3.6), layout='constrained')[1]
     if K <= 30:
@@ -417,6 +417,7 @@ def plot_partition(parts,         # index arrays, one a client
         ax.stackplot(x, np.concatenate([counts, counts[-1:]]).T, colors=colours, labels=[_short(o, 24) for o in head], step='post', lw=0)
         if K <= 200: ax.vlines(x, 0, np.concatenate([counts.sum(1), [0]]), color='w', lw=.6)
         ax.set(xlim=(0,K), ylim=(0,None), xlabel=f'{K:,} clients' + (', by commonest label and size' if len(head) > 1 else ', by size'), ylabel='examples')
+    (ax.xaxis if K <= 30 else ax.yaxis).get_major_locator().set_params(integer=True)
     for side in ('top','right'): ax.spines[side].set_visible(False)
     if len(head) > 1: ax.legend(loc='center left', bbox_to_anchor=(1.01,.5), frameon=False, fontsize='small')
     return ax
