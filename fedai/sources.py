@@ -171,7 +171,7 @@ def read_records(path:str|Path,   # a file
 
 def _kind(path): return m[1] if (m := re.search(r'\.(\w+?)(\.gz)?$', path.name.lower())) and (not m[2] or m[1] in ('jsonl','ndjson','json','csv','tsv')) else None
 
-# %% ../nbs/03b_sources.ipynb #65f2d638
+# %% ../nbs/03b_sources.ipynb #fe0db0cb
 _labels = dict(task='task', client='client')
 _ours = ('instruction','input','output','references','choices','messages', *_labels)
 _reserved = (*_ours, 'conversation','entry','file')
@@ -200,7 +200,7 @@ def _label(v, name, where):
 class _Schema:
     "Turns the records of a file into examples."
     def __init__(self, name, columns, keep, turns, top):
-        self.name,self.columns,self.turns,self.top = name,columns,turns,top
+        self.form,self.columns,self.turns,self.top = name,columns,turns,top
         self.cols = {**_flat[name], **columns}
         self.needs = ['messages'] if name in ('messages','sharegpt') else [] if name == 'bigbench' else ['instruction','output']
         self.get = [(k,_getter(c, top)) for k,c in self.cols.items() if k not in _labels]
@@ -212,15 +212,15 @@ class _Schema:
         "Has this record what the schema needs?"
         if not all(self.has(c, rec) for c in [*self.columns.values(), *(self.cols[k] for k in self.needs)]): return False
         texts = [k for k in self.columns if k not in _labels]
-        if self.name == 'bigbench': return not texts and 'input' in rec and ('target' in rec or 'target_scores' in rec) and (forced or 'examples' in self.top)
+        if self.form == 'bigbench': return not texts and 'input' in rec and ('target' in rec or 'target_scores' in rec) and (forced or 'examples' in self.top)
         if texts and ('messages' in texts) != (self.needs == ['messages']): return False
-        if self.name == 'dolly': return self.has(self.cols['input'], rec)
-        return self.name != 'natural-instructions' or 'Definition' in self.top
+        if self.form == 'dolly': return self.has(self.cols['input'], rec)
+        return self.form != 'natural-instructions' or 'Definition' in self.top
 
     def __call__(self, rec, where, file):
         "The examples of a record, unchecked."
         more = {k: _label(v, k, where) for k,get,needed in self.labels if (v := get(rec)) not in (None,'') or needed}
-        if self.name == 'bigbench':
+        if self.form == 'bigbench':
             if task := self.top.get('name') or file: more = {'task': _label(task, 'name', where), **more}
             return [{**bigbench_example(rec, self.top, where), **more}]
         ex = {k: v for k,get in self.get if (v := get(rec)) is not None}
@@ -231,7 +231,7 @@ class _Schema:
         if isinstance(ex['output'], list): ex.update(_answers(ex['output'], where))
         for k in ('references','choices'):
             if ex.get(k) == []: del ex[k]   # none are given
-        if self.name == 'natural-instructions':
+        if self.form == 'natural-instructions':
             if isinstance(d := ex['instruction'], list) and all(isinstance(o, str) for o in d): ex['instruction'] = '\n'.join(d)
             ex['task'] = file
         return [{**ex, **more}] if more else [ex]
