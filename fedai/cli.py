@@ -39,14 +39,20 @@ def run(cfg:FedConfig, # the run's settings
     "Train, test, and leave the whole layout in `cfg.output_dir`: what `fedai run` does."
     from fedai.algorithms import get_server
     from fedai.data import get_client_data
-    from fedai.tracking import Curves, Progress, score_table
+    from fedai.evaluation import gain_table, newcomer_table, samples, score_table
+    from fedai.tracking import Curves, Progress
     server = get_server(cfg, get_client_data(cfg), callbacks=[Progress(), Curves()])
     print(server)
     server.fit()
-    print('testing each client with the base model and with its own adapter ...', flush=True)
+    print('testing each client with its own adapter, the base model and the mean of all adapters ...', flush=True)
     server.test(baselines=True)
-    print('\n' + score_table(server.scorecard))
-    there = [o for o in ('scorecard.json','generations.jsonl','history.jsonl','curves.png') if (Path(cfg.output_dir)/o).exists()]
+    if cfg.samples and (Path(cfg.output_dir)/'generations.jsonl').exists(): print('\n' + samples(cfg.output_dir, examples=cfg.samples))
+    print('\n' + score_table(server.scorecard) + '\n\n' + gain_table(server.scorecard))
+    if getattr(server.lst_data_dict, 'newcomers', None):
+        print('\ntesting newcomers from each start, and after a round of training of their own ...', flush=True)
+        print('\n' + newcomer_table(server.test_newcomers()))
+    if cfg.cross: server.cross_evaluation(metric=cfg.cross)
+    there = [o for o in ('scorecard.json','generations.jsonl','history.jsonl','curves.png',*(['cross_evaluation.json','cross_evaluation.png'] if cfg.cross else [])) if (Path(cfg.output_dir)/o).exists()]
     print(f"\nwrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
     return server
 

@@ -23,12 +23,13 @@ class BaseClient:
                 ):
         self.server,self.id,self.cfg = server,id,server.cfg
         self.place = id % len(server.lst_data_dict)   # an algorithm may keep further rows for a client, under higher ids
+        self.data,self.title = server.lst_data_dict[self.place],f'client {id}'   # a newcomer has data of its own
 
     def _prepared(self, split):
-        data = self.server.task.prepare(self.server.lst_data_dict[self.place][split], f'client {self.id}, {split}')
-        if not len(data.items): raise DataError(f"client {self.id}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
+        data = self.server.task.prepare(self.data[split], f'{self.title}, {split}')
+        if not len(data.items): raise DataError(f"{self.title}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
         if data.dropped or data.cut:
-            warnings.warn(f"client {self.id}, {split}: {data.dropped} examples dropped and {data.cut} prompts cut to fit in `max_length` {self.cfg.max_length}")
+            warnings.warn(f"{self.title}, {split}: {data.dropped} examples dropped and {data.cut} prompts cut to fit in `max_length` {self.cfg.max_length}")
         return data
 
     @cached_property
@@ -41,7 +42,7 @@ class BaseClient:
         if isinstance(data.examples[0], dict):
             asked = question_keys(data.examples)
             both,at,_ = np.intersect1d(asked, question_keys(self.train_data.examples), return_indices=True)
-            if len(both): warnings.warn(f"client {self.id}: {len(both)} of its test questions are in its training data too, such as {data.examples[int(at.min())]['instruction'][:60]!r}")
+            if len(both): warnings.warn(f"{self.title}: {len(both)} of its test questions are in its training data too, such as {data.examples[int(at.min())]['instruction'][:60]!r}")
         return data
 
     @cached_property
@@ -79,13 +80,11 @@ class BaseClient:
         "Mean loss of the live model on this client's test data."
         return self.server.task.mean_losses(self.server.live, {0: self.test_data})[0]
 
-    def evaluate(self)->tuple: # (metrics, answers)
+    def evaluate(self)->tuple: # (metrics, a dict for each test example: what was `generated`, `chosen`; or `None`)
         "Test the live model on this client's test data."
         return self.server.task.evaluate(self.server.live, {0: self.test_data})[0]
 
-    def __repr__(self):
-        d = self.server.lst_data_dict[self.place]
-        return f"{type(self).__name__}({self.id}): {len(d['train'])} train, {len(d['test'])} test examples"
+    def __repr__(self): return f"{type(self).__name__}({self.id}): {len(self.data['train'])} train, {len(self.data['test'])} test examples"
 
 class Client_mira(BaseClient):
     "A client of MIRA: its own loss and nothing else, since the graph acts on the server (Elbakary et al., 2025)."

@@ -6,6 +6,7 @@
 __all__ = ['Reply', 'engines', 'SequentialEngine', 'BatchedEngine', 'get_engine']
 
 # %% ../nbs/10_engines.ipynb #0acb2df6
+import itertools
 from collections import namedtuple
 from functools import cached_property
 
@@ -39,13 +40,12 @@ class SequentialEngine:
             yield Reply(c.id, self.server.live.state(), metrics)
 
     def test(self,
-             clients,     # an iterable of clients
-             row_of,      # called with a client: the row that it is tested with
+             pairs,       # an iterable of (client, row)
              scores=True, # also generate and score, or only the loss?
-            ):            # yields (client, metrics, answers or `None`)
-        "Test each client on its own test data."
-        for c in clients:
-            self.server.live.load(row_of(c))
+            ):            # yields (client, metrics, answers or `None`), in the order of the pairs
+        "Test rows, each on a client's test data; a client may come more than once."
+        for c,row in pairs:
+            self.server.live.load(row)
             yield c,*(c.evaluate() if scores else (dict(loss=c.loss()),None))
 
 # %% ../nbs/10_engines.ipynb #9c6ccb7a
@@ -94,23 +94,17 @@ class BatchedEngine(SequentialEngine):
         out = local_steps(rows, self.server.task, [c.job(rows, k, comm_round) for k,c in enumerate(clients)], comm_round, call and (lambda done, steps: call('after_step', comm_round, done, steps)))
         for k,c in enumerate(clients): yield Reply(c.id, rows.state(k), c.report(out[k]))
 
-    def test(self, clients, row_of, scores=True):
-        "Test clients together, each under its own row; those with a test of their own, and plain modules, one by one."
+    def test(self, pairs, scores=True):
+        "Test rows together, each on its client's data; clients with a test of their own, and plain modules, one by one."
         cls = self.server.client_list.client_class
         if not self.server.task_is_text or cls.evaluate is not BaseClient.evaluate or cls.loss is not BaseClient.loss:
-            yield from super().test(clients, row_of, scores)
+            yield from super().test(pairs, scores)
             return
-        task,group = self.server.task,[]
-        def done():
-            rows,datas = self._rows([row_of(c) for c in group]),{k: c.test_data for k,c in enumerate(group)}
+        task,pairs = self.server.task,iter(pairs)
+        while group := list(itertools.islice(pairs, self.size)):
+            rows,datas = self._rows([row for _,row in group]),{k: c.test_data for k,(c,_) in enumerate(group)}
             out = task.evaluate(rows, datas) if scores else {k: (dict(loss=l),None) for k,l in task.mean_losses(rows, datas).items()}
-            for k,c in enumerate(group): yield c,*out[k]
-        for c in clients:
-            group.append(c)
-            if len(group) == self.size:
-                yield from done()
-                group = []
-        if group: yield from done()
+            for k,(c,_) in enumerate(group): yield c,*out[k]
 
 engines = {'sequential': SequentialEngine, 'batched': BatchedEngine}
 

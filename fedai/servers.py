@@ -6,24 +6,22 @@
 __all__ = ['algorithm_classes', 'BaseServer', 'Server_mira']
 
 # %% ../nbs/12_servers.ipynb #b9dfe501
-import inspect, json, os, warnings
+import inspect, os, warnings
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np, torch
-from tqdm.auto import tqdm
 from .clients import BaseClient, Client_mira
 from .config import ConfigError, FedConfig, dump_config, load_config, near
-from .data import commonest_answer
-from .prompts import check_example
 from .engines import get_engine
+from .evaluation import cross_evaluation, read_scores, test_clients, test_newcomers
 from .lm import Prefix, decoder_layers, mean_states
 from .graphs import (average_matrix, check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph, random_graph, ring_graph,
                           similarity_graph, state_similarity, subgraph, task_graph)
-from .metrics import summarise
 from .models import add_lora, get_model, get_tokenizer
 from .product import product_mix
+from .prompts import check_example
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .server_opt import server_step
 from .store import AdapterStore, StoreError, _link, read_row
@@ -168,7 +166,7 @@ class BaseServer:
         except OSError as e: raise ConfigError('output_dir', 'a folder that can be written', f'{root} ({e.strerror})') from e
         with self.store.locked():
             if not self.store.round and not self._same_start(root):
-                try: self.store.claim(self.identity, ('config.yaml','scorecard.json','generations.jsonl','timing.jsonl','curves.png'))
+                try: self.store.claim(self.identity, ('config.yaml','scorecard.json','generations.jsonl','timing.jsonl','curves.png','cross_evaluation.json','cross_evaluation.png'))
                 except StoreError as e: raise ConfigError('output_dir', 'a new folder or one of a run', str(e)) from e
             self.store.recover()
             self.store.start(self.live.state(), adapter_files(self.model))
@@ -381,6 +379,7 @@ class BaseServer:
 
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
+        if self.cfg.versus: read_scores(self.cfg.versus)
         for k in ('gradient_checkpointing','offload_activations'):
             if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)
         if self.cfg.space == 'product' and self.cfg.server_optimizer != 'none': raise ConfigError('server_optimizer', "'none' with `space: product` (a step on factors depends on how a product is factored)", self.cfg.server_optimizer)
@@ -446,7 +445,7 @@ class BaseServer:
                    tokens=sum(metrics[i].get('tokens', 0) for i in ids), data={str(i): metrics[i].get('data') for i in ids}, pull=dict(mean=float(pull.mean()), max=float(pull.max())))
         every = self.cfg.eval_every
         if every and ((comm_round+1) % every == 0 or comm_round+1 == self.cfg.rounds):
-            tested = self.engine.test((self.client_list[i] for i in ids), lambda c: self.test_row(c, comm_round+1), scores=False)
+            tested = self.engine.test(((c, self.test_row(c, comm_round+1)) for c in map(self.client_list.__getitem__, ids)), scores=False)
             out['test_loss'] = {str(c.id): m['loss'] for c,m,_ in tested}
             out['mean_test_loss'] = float(np.mean(list(out['test_loss'].values())))
         if self.holdout is not None:
@@ -468,28 +467,28 @@ class BaseServer:
         yield
 
     def test(self,
-             baselines=False, # also score the common start and the commonest training answer
+             baselines=False, # also what the clients must beat: the common start, the commonest training answer, the mean of all adapters
+             versus=None,     # the folder of another run that was tested on the same questions, whose scores stand beside; None: the config's
             )->dict:          # client -> its metrics
         "Test each client with its own adapter, the common start where it has none; writes `scorecard.json` and `generations.jsonl`."
-        clients,base,commonest,said = {},{},{},[]
-        if baselines:
-            first = {}   # clients that share a test set share the base model's scores
-            for i,d in enumerate(self.lst_data_dict): first.setdefault(id(d['test']), i)
-            with self.first_model(): start = {c.id: m for c,m,_ in self.engine.test((self.client_list[i] for i in first.values()), lambda c: self.store.load_row(c.id, 0))}
-            base = {str(i): start[first[id(d['test'])]] for i,d in enumerate(self.lst_data_dict)}
-        for c,m,answers in tqdm(self.engine.test(self.client_list, self.test_row), total=self.num_clients, desc='test', unit='client', leave=False, disable=None):
-            clients[str(c.id)],data = m,self.lst_data_dict[c.id]
-            if answers is None: continue
-            exs = c.test_data.examples
-            said += [dict(client=c.id, task=e.get('task'), instruction=e['instruction'], input=e.get('input') or '', output=e['output'], generated=a) for e,a in zip(exs, answers)]
-            if baselines: commonest[str(c.id)] = self.task.scores(exs, [commonest_answer(data['train'])]*len(exs))
-        card = {**summarise(clients), 'clients': clients}
-        for name,part in (('base',base),('commonest',commonest)):
-            if part: card[name] = {**summarise(part), 'clients': part}
-        self.scorecard = card
-        write_json(self.store.root/'scorecard.json', card)
-        if said: write_text(self.store.root/'generations.jsonl', ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in said))
-        return {int(k): v for k,v in clients.items()}
+        self.scorecard = test_clients(self, baselines, versus or self.cfg.versus)
+        return {int(k): v for k,v in self.scorecard['clients'].items()}
+
+    def cross_evaluation(self,
+                         ids=None,      # clients; None: all
+                         metric='loss', # or a score
+                        )->np.ndarray:  # (n, n): row i is client ids[i]'s adapter on the data of each
+        "Each client's adapter on each client's test data; writes `cross_evaluation.json` and `.png`."
+        return cross_evaluation(self, ids, metric)
+
+    def test_newcomers(self,
+                       newcomers=None, # name -> {'train': ..., 'test': ...}; None: those that the config keeps apart
+                       rounds=1,       # of training of their own before they are tested again
+                      )->dict:         # as `evaluation.test_newcomers` gives
+        "What clients that never took part achieve from each start; goes into `scorecard.json`."
+        self.scorecard['newcomers'] = found = test_newcomers(self, newcomers, rounds)
+        write_json(self.store.root/'scorecard.json', self.scorecard)
+        return found
 
     def __repr__(self): return f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
 

@@ -10,6 +10,7 @@ __all__ = ['Prepared', 'Job', 'get_accelerator', 'get_device', 'memory_bytes', '
 import inspect, json, math, os, warnings
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import numpy as np, torch
 from xxhash import xxh3_64
@@ -151,6 +152,7 @@ class TextTask:
                 for (k,_),v in zip(part, sums.tolist()): total[k] += v
         return {k: total[k]/count[k] for k in datas}
 
+    @torch.no_grad()
     def answers(self,
                 rows,  # `LiveState` or `LoraStack`
                 datas, # row -> `Prepared`, whose prompts
@@ -169,21 +171,48 @@ class TextTask:
             for (k,j,_),text in zip(part, self.tokenizer.batch_decode(ids, skip_special_tokens=True)): out[k][j] = text.strip()
         return out,{k: total[k]/sum(len(e.answer) for e in d.items) for k,d in datas.items()} if total else self.mean_losses(rows, datas)
 
-    def scores(self, examples, answers)->dict:
-        "Every text metric of some answers, and the task's own score where the data has one."
+    def choose(self,
+               rows,  # `LiveState` or `LoraStack`
+               datas, # row -> `Prepared`
+              )->dict: # row -> for each example (the likeliest choice, the likeliest for its length in bytes), or `None` where there is nothing to choose from
+        "What each row chooses where an example has `choices`: each is an answer, and the one that would surprise the least is taken."
+        todo = []
+        for k,d in datas.items():
+            for j,e in enumerate(d.examples):
+                if not e.get('choices'): continue
+                each = [self.prompter.encode({**e, 'output': c}, f'choice {c!r}') for c in e['choices']]
+                prompt = min((o.prompt for o in each), key=len)   # the same for all, also where the longest leaves less room for it
+                todo += [(k, j, c, replace(o, prompt=prompt)) for c,o in zip(e['choices'], each)]
+        nats = {}
+        for idx in by_length([len(e) for *_,e in todo], self.cfg.eval_batch_size):
+            part = [todo[i] for i in sorted(idx)]
+            with self.loss(rows.model).over(rows, [k for k,*_ in part], [e for *_,e in part]) as (sums,_):
+                for (k,j,c,_),v in zip(part, sums.tolist()): nats.setdefault((k,j), {})[c] = v
+        def best(n): return min(n, key=n.get),min(n, key=lambda c: n[c]/len(c.encode()))
+        return {k: [best(nats[k,j]) if (k,j) in nats else None for j in range(len(d.examples))] for k,d in datas.items()}
+
+    def scores(self, examples, answers, chosen=None)->dict:
+        "Every text metric of some answers, the task's own score where the data has one, and how often the right choice was made where there was one."
         own,failed = task_scores(examples, answers)
-        out = text_scores(answers, [e['output'] for e in examples])
+        out = text_scores(answers, [e.get('references') or e['output'] for e in examples])
         if own is not None: out['score'] = float(np.mean(own))
         if failed: out['score_failed'] = failed
+        if made := [(e['output'],*c) for e,c in zip(examples, chosen or []) if c]:
+            for i,k in enumerate(('choice_accuracy','choice_accuracy_norm')): out[k] = float(np.mean([c[0] == c[i+1] for c in made]))
         return out
 
     def evaluate(self,
                  rows,  # `LiveState` or `LoraStack`
                  datas, # row -> `Prepared`
-                )->dict: # row -> (metrics, answers)
-        "Loss, and the scores of generated answers."
-        said,losses = self.answers(rows, datas)
-        return {k: (dict(task=d.examples[0].get('task') or '', n=len(said[k]), loss=losses[k], **self.scores(d.examples, said[k])),said[k]) for k,d in datas.items()}
+                )->dict: # row -> (metrics, for each example {'generated': the answer}, and 'chosen' where there are choices)
+        "Loss, and the scores of generated answers and of choices."
+        rows.model.eval()
+        (said,losses),chosen = self.answers(rows, datas),self.choose(rows, datas)
+        def one(k, d):
+            tasks = {e.get('task') or '' for e in d.examples}
+            metrics = dict(task=tasks.pop() if len(tasks) == 1 else '', n=len(said[k]), loss=losses[k], **self.scores(d.examples, said[k], chosen[k]))
+            return metrics,[dict(generated=a, **({'chosen': c[0], 'chosen_norm': c[1]} if c else {})) for a,c in zip(said[k], chosen[k])]
+        return {k: one(k, d) for k,d in datas.items()}
 
 class ModuleTask:
     "(input, target) pairs for any module with a criterion."

@@ -248,7 +248,7 @@ def test_untied_model_with_new_tokens_is_refused(make_cfg):
     (['run', 'nowhere.yaml'], 2, "fedai: `config`: expected a YAML file, got 'nowhere.yaml'"),
     (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer or nothing, got 'many'"),
     (['run', '--tasks', '{a: [}'], 2, 'fedai: an option is no YAML value'),
-    (['run', '--data', 'nowhere', '--output_dir', 'out'], 2, "fedai: `data`: expected 'reasoning-gym' or a folder with .jsonl files, got 'nowhere'"),
+    (['run', '--data', 'nowhere', '--output_dir', 'out'], 2, "fedai: `data`: expected 'reasoning-gym', a file or folder that is there, or a Hugging Face dataset"),
     (['run', '--lrr', '1'], 2, "fedai: `--lrr`: expected a known option (did you mean '--lr'?)"),
     ([], 2, 'command')])
 def test_command_line(argv, code, message, tmp_path):
