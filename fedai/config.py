@@ -174,7 +174,7 @@ class FedConfig:
     max_new_tokens:int = opt(32, 'evaluation', lo=1, result=False) # longest generated answer, in tokens
     versus:str = opt('', 'evaluation', result=False) # the folder of another run that was tested on the same questions, whose scores stand beside this one's
     samples:int = opt(2, 'evaluation', lo=0, result=False) # questions of some clients that `fedai run` shows at the end, with the answers before and after
-    cross:str = opt('', 'evaluation', choices=('','loss','accuracy','score','choice_accuracy','choice_accuracy_norm','exact_match','token_f1','rouge1','rouge2','rougeL','rougeLsum','bleu','chrf'), result=False) # 'loss' or a score: each client's adapter on each client's test data at the end, a test for each pair of clients
+    cross:str = opt('', 'evaluation', choices=('','loss','accuracy','score','choice_accuracy','choice_accuracy_norm','exact_match','token_f1','rouge1','rouge2','rougeL','rougeLsum','bleu','chrf'), result=False) # 'loss' or a score: each client's adapter on each client's test data at the end, a test for each pair of clients (of more than 32, that many spread over them)
 
     def __new__(cls, **kwargs):
         known = [f.name for f in fields(cls)]

@@ -177,11 +177,11 @@ def samples(said,       # the lines of `generations.jsonl`, or the folder of a r
 
 # %% ../nbs/11a_evaluation.ipynb #79521cf2
 def cross_evaluation(server,
-                     ids=None,      # clients; None: all
+                     ids=None,      # clients; None: all, or where there are more than 32, that many spread over them
                      metric='loss', # 'loss', or a score, for which answers are generated
                     )->np.ndarray:  # (n, n): row i has what client ids[i]'s adapter does on the data of each
     "Each client's adapter on each client's test data; writes `cross_evaluation.json` and `.png`."
-    ids = list(range(server.num_clients)) if ids is None else list(ids)
+    ids = np.unique(np.linspace(0, server.num_clients-1, 32).round().astype(int)).tolist() if ids is None else list(ids)
     for i in ids:
         if i not in range(server.num_clients): raise ConfigError('ids', f'clients from 0 to {server.num_clients-1}', i)
     X = np.empty((len(ids),)*2)

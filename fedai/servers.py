@@ -59,6 +59,7 @@ class BaseServer:
     fixed_rounds = False       # does the number of rounds shape earlier ones, so that a run can't be lengthened?
     one_model = True           # do all clients have the newest average, also those not selected, or each a state of its own?
     alk_connection = None      # (K, K) client graph, where there is one
+    scorecard = None           # what `test` found
 
     def __init_subclass__(cls, name=None, paper=None, **kwargs):
         "A subclass with a `name` is an algorithm that a config can name."
@@ -475,7 +476,7 @@ class BaseServer:
         return {int(k): v for k,v in self.scorecard['clients'].items()}
 
     def cross_evaluation(self,
-                         ids=None,      # clients; None: all
+                         ids=None,      # clients; None: all, or 32 spread over them where there are more
                          metric='loss', # or a score
                         )->np.ndarray:  # (n, n): row i is client ids[i]'s adapter on the data of each
         "Each client's adapter on each client's test data; writes `cross_evaluation.json` and `.png`."
@@ -485,8 +486,10 @@ class BaseServer:
                        newcomers=None, # name -> {'train': ..., 'test': ...}; None: those that the config keeps apart
                        rounds=1,       # of training of their own before they are tested again
                       )->dict:         # as `evaluation.test_newcomers` gives
-        "What clients that never took part achieve from each start; goes into `scorecard.json`."
-        self.scorecard['newcomers'] = found = test_newcomers(self, newcomers, rounds)
+        "What clients that never took part achieve from each start; goes into `scorecard.json`, which is made first where it hasn't been."
+        found = test_newcomers(self, newcomers, rounds)
+        if self.scorecard is None: self.test()
+        self.scorecard['newcomers'] = found
         write_json(self.store.root/'scorecard.json', self.scorecard)
         return found
 
