@@ -141,18 +141,17 @@ def score_table(card:dict, # a scorecard, as `BaseServer.test` makes it
     rows += [[o,'',*cells(lambda p,k: parts[p][f].get(k))] for o,f in (('mean','mean'),('median','median'),('worst tenth','worst_decile'),('best','best'))]
     return _lines([head, *rows], rules=(1, len(rows) - 3))
 
-def gain_table(card:dict, # a scorecard with baselines
+def gain_table(card:dict, # a scorecard
               )->str:     # lines of text
-    "Per metric: the means with an interval, and how much is gained over what, by which share of the clients."
-    parts = [p for p in _parts if p in card]
-    rows = [['mean over clients', *parts, 'own', '[95 %]', *(o for p in card.get('gains', {}) for o in (f'over {p} [95 %]','better off'))]]
+    "Per metric: the mean over clients with its interval, and the gain over each baseline, with its interval and the share of clients that are better off. What nobody has anything of is named below."
+    parts,over = [card[p] for p in _parts if p in card],card.get('gains', {})
+    empty = [k for k in card['mean'] if k not in lower_is_better and not any(p['best'].get(k) for p in [card, *parts])]
+    rows = [['mean over clients','own','[95 %]', *(f'over {p} [95 %], better' for p in over)]]
     for k,v in card['mean'].items():
-        low,high = card['interval'][k]
-        row = [k.replace('_', ' '), *(f"{card[p]['mean'][k]:.2f}" if k in card[p]['mean'] else '' for p in parts), f'{v:.2f}', f'[{low:.2f}, {high:.2f}]']
-        for g in card.get('gains', {}).values():
-            row += [f"{g[k]['mean']:+.2f} [{g[k]['low']:+.2f}, {g[k]['high']:+.2f}]", f"{g[k]['better']['mean']:.0%}"] if k in g else ['','']
-        rows.append(row)
-    return _lines(rows, 1, (1,))
+        if k in empty: continue
+        rows.append([k.replace('_', ' '), f'{v:.2f}', '[{:.2f}, {:.2f}]'.format(*card['interval'][k])])
+        for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.2f} [{g[k]['low']:+.2f}, {g[k]['high']:+.2f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
+    return _lines(rows, 1, (1,)) + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
 
 # %% ../nbs/11a_evaluation.ipynb #0bf0dbd7
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it

@@ -147,7 +147,7 @@ class Prompter:
         "A checksum of all that decides which tokens an example has."
         t = self.tokenizer
         own = t.backend_tokenizer.to_str() if hasattr(t, 'backend_tokenizer') else [type(t).__name__, sorted(t.get_vocab().items())]
-        return xxh3_128(json.dumps([1, own, getattr(t, 'chat_template', None), t.bos_token_id, t.eos_token_id, self.template, self.system_prompt, self.max_length]).encode()).hexdigest()
+        return xxh3_128(json.dumps([2, own, getattr(t, 'chat_template', None), t.bos_token_id, t.eos_token_id, self.template, self.system_prompt, self.max_length]).encode()).hexdigest()
 
     def render(self,
                ex:dict,     # an example, of which all but the answer counts
@@ -216,6 +216,9 @@ class Prompter:
             answer = answer[:answer.index(end)+1] if end in answer else answer + [end]
             try: out[i] = self._fit(exs[i], prompt, answer, wheres[i])
             except DataError as e: out[i] = e
+        asked = [(i,c) for i,e in enumerate(exs) if e.get('choices') and isinstance(out[i], Encoded) for c in e['choices'] if c != e['output']]
+        for (i,_),o in zip(asked, self.encode_many([dict(exs[i], output=c, choices=None) for i,c in asked], [f'{wheres[i]}, choice {_short(c)}' for i,c in asked]) if asked else ()):   # each is an answer that may be asked for
+            if isinstance(o, DataError): out[i] = o
         return out
 
     def encode(self,

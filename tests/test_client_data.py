@@ -1,4 +1,5 @@
 "From files to clients: who has what, what lies on which side, what is left out, and what is kept for the next run."
+from pathlib import Path
 import json, os, subprocess, sys
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -149,9 +150,10 @@ def test_answers_that_do_not_fit_are_named_by_their_line(tmp_path, make_cfg):
     with open(tmp_path/'d'/'ward1.jsonl', 'a') as f: f.write(json.dumps(dict(instruction='long', output='x y '*400)) + '\n')
     data = get_client_data(FedConfig(data=folder, test_share=.1))
     assert any(e['instruction'] == 'long' for e in data[1]['train'])
-    with pytest.raises(DataError, match='ward1.jsonl, line 41: the answer has .* `max_length` 64'): BaseServer(make_cfg(num_clients=3, max_length=64), data, callbacks=[]).fit()
-    s = BaseServer(make_cfg(num_clients=3, max_length=64, on_bad='drop', rounds=1), data, callbacks=[])
-    with pytest.warns(UserWarning, match='client 1, train: 1 examples dropped'): s.fit()
+    with pytest.raises(DataError, match='ward1.jsonl, line 41: the answer has .* `max_length` 64'): BaseServer(cfg := make_cfg(num_clients=3, max_length=64), data, callbacks=[])
+    assert not Path(cfg.output_dir).exists()   # found before anything is written
+    with pytest.warns(UserWarning, match='client 1, train: 1 examples dropped'): s = BaseServer(make_cfg(num_clients=3, max_length=64, on_bad='drop', rounds=1), data, callbacks=[])
+    s.fit()
     p = Prompter(get_tokenizer(s.cfg), max_length=64)
     assert token_facts(data, p, 'drop')['dropped'] == 1 and 'ward1.jsonl, line 41' in show_data(data, p, on_bad='drop')
 

@@ -11,7 +11,7 @@ from conftest import client_data, sums
 from fedai.algorithms import get_server
 from fedai.config import ConfigError
 from fedai.data import ClientData
-from fedai.metrics import paired_bootstrap, scorers
+from fedai.metrics import paired_bootstrap, scorers, text_scores
 from fedai.models import get_base_model, get_tokenizer
 from fedai.prompts import Prompter
 
@@ -62,6 +62,14 @@ def by_hand(lines, answers, chosen=None):
 
 def same(got, want):
     assert {k: v for k,v in got.items() if k not in ('task','n','loss','holdout_loss')} == pytest.approx(want, abs=1e-9)
+
+words = st.lists(st.sampled_from('The a an cat, dog 7. seven Paris runs!\n été'.split(' ')), max_size=7).map(' '.join)
+
+@given(st.lists(st.tuples(words, st.lists(words, min_size=1, max_size=3)), min_size=1, max_size=5))
+def test_several_references(pairs):
+    lines = [dict(output=r[0], **({'references': r} if len(r) > 1 else {})) for _,r in pairs]
+    assert text_scores([p for p,_ in pairs], [references(o) for o in lines]) == pytest.approx(by_hand(lines, [p for p,_ in pairs]), abs=1e-9)
+    if all(len(r) == 1 for _,r in pairs): assert text_scores([p for p,_ in pairs], [r[0] for _,r in pairs]) == text_scores([p for p,_ in pairs], [r for _,r in pairs])
 
 # losses, by peft and transformers
 
@@ -163,6 +171,24 @@ def test_choices_are_the_likeliest(trained):
         if m is None: continue
         nats = {c: m.nats(dict(o, output=c))[0] for c in o['choices']}
         assert o['chosen'] == min(nats, key=nats.get) and o['chosen_norm'] == min(nats, key=lambda c: nats[c]/len(c.encode()))
+
+def test_choices_have_the_same_question_where_one_is_long(make_cfg, monkeypatch):
+    ex = dict(instruction='Which one of these many things is it that I have in mind?', output='it', choices=['it', ' '.join(f'{i} things' for i in range(8))], task='a')
+    cfg = make_cfg(num_clients=1, rounds=0, max_length=90)
+    s = get_server(cfg, [{'train': sums(0), 'test': [ex, dict(ex, task='b')]}], callbacks=[])
+    prompter = Prompter(get_tokenizer(cfg), max_length=90)
+    asked = [prompter.encode(dict(ex, output=c)).prompt for c in ex['choices']]
+    assert len(asked[0]) > len(asked[1])
+    seen,loss = [],s.task.loss
+    class Watched:
+        def over(self, rows, ks, examples):
+            seen.extend(examples)
+            return loss(rows.model).over(rows, ks, examples)
+    monkeypatch.setattr(s.task, 'loss', lambda model: Watched())
+    s.task.choose(s.live, {0: s.client_list[0].test_data})
+    assert len(seen) == 4 and all(e.prompt == asked[1] for e in seen)
+    monkeypatch.undo()
+    assert s.test()[0]['task'] == ''   # it has two
 
 def test_cross_evaluation(trained):
     cfg,data,s = trained
