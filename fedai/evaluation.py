@@ -7,7 +7,7 @@ __all__ = ['mean_adapter', 'read_scores', 'test_clients', 'headline', 'score_tab
            'plot_cross', 'newcomer', 'test_newcomers', 'newcomer_table']
 
 # %% ../nbs/11a_evaluation.ipynb #a95d5229
-import json
+import json, re
 from pathlib import Path
 
 import numpy as np, torch
@@ -157,7 +157,7 @@ def gain_table(card:dict, # a scorecard
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it
             clients=4,  # how many, spread over all of them
             examples=2, # of each, its first ones
-            width=100,  # characters of a text that are shown
+            width=100,  # characters of a text that are shown; of a longer one its beginning and its end
            )->str:      # lines of text
     "Some questions with the right answer, and those given before and after."
     if isinstance(said, (str,Path)): said = read_scores(said)[1]
@@ -165,7 +165,7 @@ def samples(said,       # the lines of `generations.jsonl`, or the folder of a r
     for o in said: by.setdefault(o['client'], []).append(o)
     ids = list(by)
     if len(ids) > clients: ids = [ids[i] for i in np.unique(np.linspace(0, len(ids)-1, clients).round().astype(int))]
-    def short(text): return t if len(t := text.replace('\n', ' ⏎ ')) <= width else t[:width-4] + ' ...'
+    def short(text): return t if len(t := re.sub(r'\s*\n\s*', ' ⏎ ', text)) <= width else f'{t[:(width-4)//2]} ... {t[len(t)-(width-5)//2:]}'
     out = []
     for i in ids:
         out.append(f'client {i}' + (f" ({by[i][0]['task']})" if by[i][0].get('task') else ''))
