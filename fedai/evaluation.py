@@ -165,7 +165,7 @@ def samples(said,       # the lines of `generations.jsonl`, or the folder of a r
     for o in said: by.setdefault(o['client'], []).append(o)
     ids = list(by)
     if len(ids) > clients: ids = [ids[i] for i in np.unique(np.linspace(0, len(ids)-1, clients).round().astype(int))]
-    def short(text): return t if len(t := re.sub(r'\s*\n\s*', ' ⏎ ', text)) <= width else f'{t[:(width-4)//2]} ... {t[len(t)-(width-5)//2:]}'
+    def short(text): return t if len(t := re.sub(r'\s*\n\s*', ' ⏎ ', text.strip())) <= width else f'{t[:(width-4)//2]} ... {t[len(t)-(width-5)//2:]}'
     out = []
     for i in ids:
         out.append(f'client {i}' + (f" ({by[i][0]['task']})" if by[i][0].get('task') else ''))
