@@ -147,7 +147,7 @@ class Prompter:
         "A checksum of all that decides which tokens an example has."
         t = self.tokenizer
         own = t.backend_tokenizer.to_str() if hasattr(t, 'backend_tokenizer') else [type(t).__name__, sorted(t.get_vocab().items())]
-        return xxh3_128(json.dumps([1, own, getattr(t, 'chat_template', None), t.bos_token_id, t.eos_token_id, self.template, self.system_prompt, self.max_length]).encode()).hexdigest()
+        return xxh3_128(json.dumps([2, own, getattr(t, 'chat_template', None), t.bos_token_id, t.eos_token_id, self.template, self.system_prompt, self.max_length]).encode()).hexdigest()
 
     def render(self,
                ex:dict,     # an example, of which all but the answer counts
@@ -214,6 +214,9 @@ class Prompter:
         end = self.tokenizer.eos_token_id
         for i,prompt,answer in zip(texts, prompts, answers):
             answer = answer[:answer.index(end)+1] if end in answer else answer + [end]
+            if len(answer) < 2:
+                out[i] = DataError(f"{wheres[i]}: nothing of `output` would be learned: the tokenizer or its chat template leaves no token of {_short(exs[i]['output'])}")
+                continue
             try: out[i] = self._fit(exs[i], prompt, answer, wheres[i])
             except DataError as e: out[i] = e
         return out
