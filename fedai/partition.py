@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'DRAWN', 'natural', 'label_codes', 'deal_iid', 'deal_dirichlet', 'deal_quantity', 'deal_shards',
-           'deal_pathological', 'partition', 'split_ranks', 'split', 'crossing', 'holdout', 'hold_out',
-           'near_duplicates', 'partition_table', 'plot_partition']
+           'deal_pathological', 'partition', 'split_ranks', 'split', 'holdout', 'hold_out', 'near_duplicates',
+           'partition_table', 'plot_partition']
 
 # %% ../nbs/03c_partition.ipynb #6492f2ae
 import inspect, math, numbers, re, warnings
@@ -228,15 +228,6 @@ def split(questions,      # (n,) uint64: a hash of each example's question
     lo = int(min(max(np.searchsorted(different, test_share), test_share > 0), n - 1 - some))
     hi = int(min(max(np.searchsorted(different, test_share + valid_share), lo + some), n - 1)) if valid_share else lo
     return dict(train=idx[r >= different[hi]], valid=idx[(r >= different[lo]) & (r < different[hi])], test=idx[r < different[lo]])
-
-def crossing(questions, # (n,) uint64: a hash of each example's question
-             splits,    # what `split` gave, one a client
-            )->dict:    # {'valid': how many of all clients' validation examples, 'test': and test examples, have a question that some client trains on}
-    "Questions that one client is tested on and another trains on."
-    questions = np.asarray(questions)
-    all_of = lambda side: questions[np.concatenate([s[side] for s in splits])]
-    train = np.sort(all_of('train'))
-    return {k: int(_isin(all_of(k), train).sum()) for k in ('valid','test')}
 
 # %% ../nbs/03c_partition.ipynb #7cac1b41
 def holdout(questions, # (n,) uint64: a hash of each example's question

@@ -139,6 +139,7 @@ class Prompter:
         self.tokenizer,self.system_prompt,self.max_length = tokenizer,system_prompt,max_length
         self.chat = has and template in ('auto','chat')
         self.template = 'chat' if self.chat else 'instruction' if template == 'auto' else template
+        if system_prompt is not None and not self.chat: raise ConfigError('system_prompt', f'nothing with the template {self.template!r}, which has no place for it', system_prompt)
         try: self.render(dict(instruction='x'), 'y')
         except Exception as e: raise ConfigError('system_prompt', "what the tokenizer's chat template takes (or `template: instruction`)", f'{system_prompt!r} ({e})') from e
 

@@ -191,10 +191,12 @@ def _getter(col, top):
         return rec
     return get
 
-def _label(v, name, where):
+def _names(found): return ', '.join(map(repr, list(found)[:20])) + (' and more' if len(found) > 20 else '')
+
+def _label(v, name, where, rec=()):
     "A label as text."
     if isinstance(v, list) and v and all(isinstance(o, str) for o in v): v = ', '.join(v)
-    if v is None: raise DataError(f"{where}: `{name}` is missing")
+    if v is None: raise DataError(f"{where}: `{name}` is missing" + (f"{near(name, rec)} in the columns {_names(rec)}" if name not in rec and rec else ''))
     if isinstance(v, (dict,list,tuple,bytes)): raise DataError(f"{where}: `{name}` must be text or a number, got {type(v).__name__}")
     if v != v: raise DataError(f"{where}: `{name}` is NaN")
     _check_text(v := str(v), name, where)
@@ -209,6 +211,9 @@ class _Schema:
         self.get = [(k,_getter(c, top)) for k,c in self.cols.items() if k not in _labels]
         self.labels = [(k,_getter(c, top),k in columns) for k,c in self.cols.items() if k in _labels] + [(k,_getter(k, top),True) for k in keep]
 
+    @property
+    def wants(self): return dict(dolly=['instruction','context','response'], bigbench=['examples','input','target']).get(self.form) or [self.cols[k] for k in self.needs]
+
     def has(self, col, rec): return col in rec or col in self.top or _getter(col, self.top)(rec) is not None
 
     def fits(self, rec, forced):
@@ -222,7 +227,7 @@ class _Schema:
 
     def __call__(self, rec, where, file):
         "The examples of a record, unchecked."
-        more = {k: _label(v, k, where) for k,get,needed in self.labels if (v := get(rec)) not in (None,'') or needed}
+        more = {k: _label(v, k, where, rec) for k,get,needed in self.labels if (v := get(rec)) not in (None,'') or needed}
         if self.form == 'bigbench':
             if task := self.top.get('name') or file: more = {'task': _label(task, 'name', where), **more}
             return [{**bigbench_example(rec, self.top, where), **more}]
@@ -336,9 +341,11 @@ class Source:
             if not isinstance(v, str) or not v: raise ConfigError(f'columns: {k}', 'the name of a column', v)
         for k in self.keep:
             if not isinstance(k, str) or k in _reserved: raise ConfigError('keep', f"names of columns other than {', '.join(map(repr, _reserved))}, which an example has itself (`columns` maps them)", k)
+        if not self.path.strip(): raise ConfigError('data', "'reasoning-gym', a file, a folder, a pattern or the name of a Hugging Face dataset", self.path)
         self.here = Path(self.path).expanduser()
         if self.path == 'reasoning-gym': self.kind = 'reasoning-gym'   # a folder of that name is './reasoning-gym'
         elif format != 'datasets' and (self.here.exists() or glob.has_magic(self.path)): self.kind = 'files'
+        elif format != 'datasets' and not re.fullmatch(r'(hf://(datasets/)?)?[\w.-]+(/[\w.-]+)?', self.path) or _kind(self.here) in _containers: raise self._nowhere(self.path)   # no name that the Hub could have
         else: self.kind = 'datasets'
         if format != 'auto' and ('reasoning-gym' in (self.path,format)) and self.path != format: raise ConfigError('data_format', "'auto' for the data 'reasoning-gym', and 'reasoning-gym' for no other", format)
         for k in self.args:
@@ -351,6 +358,10 @@ class Source:
             if self.columns or self.keep: raise ConfigError('columns', 'none: what reasoning-gym makes has no columns', self.columns or self.keep)
         self.names = find_files(self.path, self.args.get('split'), format in _containers) if self.kind == 'files' else {}
         self.dropped,self.dropped_count = [],0
+
+    def _nowhere(self, got):
+        beside = [p.name for p in self.here.parent.iterdir()] if self.here.parent.is_dir() else []
+        return ConfigError('data', "'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded" + near(self.here.name, beside), got)
 
     @property
     def files(self):
@@ -399,13 +410,13 @@ class Source:
         "The error where no schema fits: what there is, and how to map it."
         found = list(dict.fromkeys([*rec, *(k for k,v in schema.top.items() if v is not None)]))
         missing = [c for c in self.columns.values() if not schema.has(c, rec)]
-        cols = f"the columns {', '.join(map(repr, found[:20]))}" + (' and more' if len(found) > 20 else '')
+        cols = f"the columns {_names(found)}"
         if missing: return DataError(f"{where}: no column {missing[0]!r}{near(missing[0], found)}, which `columns` names, among {cols}")
         if len(found) == 1 and (d := next((d for d in ';\t|' if d in found[0]), None)): return DataError(f"{where}: one column, {found[0]!r}; if {d!r} stands between columns, say `data_args: {{delimiter: {d!r}}}`")
         def guess(k): return next((o for o in _guesses[k] if o in found), None) or next((m[1] for m in [re.search(r"'(.*)'", near(k, found))] if m), '...')
         def plain(s): return s if re.fullmatch(r'[\w.-]+', s) else repr(s)   # as YAML
         say = ', '.join(f'{k}: {plain(self.columns.get(k) or guess(k))}' for k in ('instruction','output'))
-        return DataError(f"{where}: {f'not of the format {forced!r}' if forced else 'no known format'} in {cols}; say which is which, such as `columns: {{{say}}}`")
+        return DataError(f"{where}: {f'not of the format {forced!r}, which has {_names(schema.wants)},' if forced else 'no known format'} in {cols}; say which is which, such as `columns: {{{say}}}`")
 
     def _where(self): return f"{self.path} [{self.args.get('split', 'train')}]"
 
@@ -415,8 +426,8 @@ class Source:
         a,name = self.args,str(self.here) if self.here.exists() else re.sub('^hf://(datasets/)?', '', self.path)
         try: return datasets.load_dataset(name, a.get('name'), split=a.get('split', 'train'), revision=a.get('revision')).with_format('arrow')
         except Exception as e:
-            offline = ' (HF_HUB_OFFLINE is set, so nothing is downloaded)' if datasets.config.HF_HUB_OFFLINE else ''
-            raise ConfigError('data', f"'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded{offline}", f"{self.path} ({type(e).__name__}: {(str(e).strip() or '-').splitlines()[0]})") from e
+            offline = '; HF_HUB_OFFLINE is set, so nothing is downloaded' if datasets.config.HF_HUB_OFFLINE else ''
+            raise self._nowhere(f"{self.path} ({type(e).__name__}: {(str(e).strip() or '-').splitlines()[0]}{offline})") from e
 
     def _dataset_rows(self): return _rows((b for t in self._dataset.iter(1024) for b in t.to_batches()), self._where())
 

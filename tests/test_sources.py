@@ -214,7 +214,7 @@ def test_the_format_is_said(tmp_path):
     q = put(tmp_path/'d.jsonl', lines(dict(instruction='q', context='c', response='r', output='o', category='k')))
     gives(q, [(f'{q}, line 1', dict(instruction='q', output='o', file='d'))])
     gives(q, [(f'{q}, line 1', dict(instruction='q', input='c', output='r', task='k', file='d'))], format='dolly')
-    with pytest.raises(DataError, match="d.jsonl, line 1: not of the format 'sharegpt' in the columns 'instruction', 'context', 'response', 'output', 'category'"): list(Source(q, format='sharegpt'))
+    with pytest.raises(DataError, match="d.jsonl, line 1: not of the format 'sharegpt', which has 'conversations', in the columns 'instruction', 'context', 'response', 'output', 'category'"): list(Source(q, format='sharegpt'))
 
 # the table of bad data
 
