@@ -62,11 +62,11 @@ class ClientData(list):
 
     def table(self)->str: # lines
         "Who has how many training examples of which task."
-        return partition_table(*self._tasks(), self.names)
+        return partition_table(*self._tasks(), self.names, what='task')
 
     def plot(self): # a matplotlib figure
         "Who has how many training examples of which task, as stacked bars."
-        return plot_partition(*self._tasks(), self.names).figure
+        return plot_partition(*self._tasks(), self.names, what='task').figure
 
     def facts(self)->dict: # plain values
         "What there is to know of the data at a glance."
@@ -250,7 +250,7 @@ def show_data(data:ClientData,    # from `get_client_data`
     if twice['exact'] + twice['near']:
         lines.append(f"of {twice['test']:,} test questions {twice['exact']:,} are in training data too but for case, space and punctuation, and {twice['near']:,} nearly:")
         lines += [f'  {_short(a)}\n    {_short(b)} ({s:.0%} alike)' for a,b,s in twice['pairs'][:3]]
-    lines += ['', 'Training examples' + (' of each task' if data._tasks()[1] is not None else '') + ':', '', data.table(), '']
+    lines += ['', 'Training examples:', '', data.table(), '']
     def span(q): return f"{q['median']:,} (median), {q['p95']:,} (95 %), {q['most']:,} (most)" if q else 'none'
     of = '' if f['clients'] == len(data) else f" of the first {f['clients']} clients"
     lines.append(f"tokens{of}: prompts {span(f['prompt'])}; answers {span(f['answer'])}; template {prompter.template if len(prompter.template) < 30 else 'of your own'}, at most {prompter.max_length}")

@@ -196,7 +196,7 @@ def _names(found): return ', '.join(map(repr, list(found)[:20])) + (' and more' 
 def _label(v, name, where, rec=()):
     "A label as text."
     if isinstance(v, list) and v and all(isinstance(o, str) for o in v): v = ', '.join(v)
-    if v is None: raise DataError(f"{where}: `{name}` is missing" + (f"{near(name, rec)} in the columns {_names(rec)}" if name not in rec and rec else ''))
+    if v is None: raise DataError(f"{where}: no column {name!r}{near(name, rec)} among the columns {_names(rec)}" if rec and name not in rec else f"{where}: `{name}` is missing")
     if isinstance(v, (dict,list,tuple,bytes)): raise DataError(f"{where}: `{name}` must be text or a number, got {type(v).__name__}")
     if v != v: raise DataError(f"{where}: `{name}` is NaN")
     _check_text(v := str(v), name, where)
