@@ -6,7 +6,7 @@
 __all__ = ['run', 'run_compare', 'run_show_data', 'check', 'show_algorithms', 'get_parser', 'main']
 
 # %% ../nbs/17_cli.ipynb #775dcb5e
-import argparse, sys
+import argparse, sys, warnings
 from pathlib import Path
 
 from . import __version__
@@ -41,7 +41,9 @@ def run(cfg:FedConfig, # the run's settings
     from fedai.data import get_client_data
     from fedai.evaluation import gain_table, newcomer_table, samples, score_table
     from fedai.tracking import Curves, Progress
-    server = get_server(cfg, get_client_data(cfg), callbacks=[Progress(), Curves()])
+    data = get_client_data(cfg)
+    server = get_server(cfg, data, callbacks=[Progress(), Curves()])
+    print(data.describe())
     print(server)
     server.fit()
     print('testing each client with its own adapter, the base model and the mean of all adapters ...', flush=True)
@@ -93,15 +95,17 @@ def run_show_data(cfg:FedConfig, # the run's settings
     from fedai.data import get_client_data, show_data, token_facts
     from fedai.models import get_tokenizer
     from fedai.prompts import Prompter
+    if not clients.strip(): raise ConfigError('clients', 'how many, or names or numbers separated by commas', clients)
+    if examples < 0: raise ConfigError('examples', 'at least 0', examples)
+    if plot is not None and Path(plot).suffix not in ('.png','.pdf','.svg'): raise ConfigError('plot', 'a name that ends in .png, .pdf or .svg', plot)
+    if plot is not None and not Path(plot).absolute().parent.is_dir(): raise ConfigError('plot', 'a file in a folder that exists', plot)
     data = get_client_data(cfg)
     prompter = Prompter(get_tokenizer(cfg), cfg.template, cfg.system_prompt, cfg.max_length)
     if as_json: print(json.dumps({**data.facts(), 'near_duplicates': data.near_duplicates(), 'tokens': token_facts(data, prompter, cfg.on_bad)}, indent=1))
     else:
         which = int(clients) if clients.isdecimal() else [o.strip() for o in clients.split(',') if o.strip()]
         print(show_data(data, prompter, which, examples, cfg.on_bad, colour=sys.stdout.isatty() and 'NO_COLOR' not in os.environ))
-    if plot:
-        if Path(plot).suffix not in ('.png','.pdf','.svg'): raise ConfigError('plot', 'a name that ends in .png, .pdf or .svg', plot)
-        if not Path(plot).absolute().parent.is_dir(): raise ConfigError('plot', 'a file in a folder that exists', plot)
+    if plot is not None:
         data.plot().savefig(plot, dpi=130, bbox_inches='tight')
         print(f'\nwrote {plot}', file=sys.stderr if as_json else sys.stdout)
 
@@ -173,8 +177,10 @@ def get_parser()->argparse.ArgumentParser:
 
 def main(argv=None)->int: # arguments after the program's name; returns the exit code
     "The `fedai` command."
+    before,warnings.formatwarning = warnings.formatwarning,lambda message, *_: f'fedai: {message}\n'   # without the line of code that says it
     try: return _main(argv)
     except KeyboardInterrupt: return _fail('stopped. The same command goes on where it was', 130)
+    finally: warnings.formatwarning = before
 
 def _main(argv):
     args,unknown = get_parser().parse_known_args(argv)

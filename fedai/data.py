@@ -50,22 +50,23 @@ class ClientData(list):
         return {**{k: out[k] for k in ('test','exact','near','judged','share')}, 'pairs': [(test[i], train[j], s) for i,j,s in out['pairs']]}
 
     def _tasks(self):
-        "Numbers of the tasks of all training examples, where each client's begin and end, and the tasks' names."
+        "For each client, the numbers of its training examples, counted through all clients; and the tasks of all of them, `None` where none has a task."
         at = np.cumsum([0, *(len(d['train']) for d in self)])
         parts = [np.arange(a, b) for a,b in zip(at, at[1:])]
         if all(isinstance(d['train'], Examples) and d['train'].table is self[0]['train'].table for d in self):
             codes,names = self[0]['train'].table.labels('task')
             codes = codes[np.concatenate([d['train'].rows for d in self])]
-            return parts,np.array([*names, 'no task'], dtype=object)[codes]
-        return parts,np.array([e.get('task') or 'no task' for d in self for e in d['train']], dtype=object)
+            tasks = np.array([*names, 'no task'], dtype=object)[codes]
+        else: tasks = np.array([e.get('task') or 'no task' for d in self for e in d['train']], dtype=object)
+        return parts,None if (tasks == 'no task').all() else tasks
 
     def table(self)->str: # lines
         "Who has how many training examples of which task."
-        return partition_table(*self._tasks(), self.names)
+        return partition_table(*self._tasks(), self.names, what='task')
 
     def plot(self): # a matplotlib figure
         "Who has how many training examples of which task, as stacked bars."
-        return plot_partition(*self._tasks(), self.names).figure
+        return plot_partition(*self._tasks(), self.names, what='task').figure
 
     def facts(self)->dict: # plain values
         "What there is to know of the data at a glance."
@@ -101,7 +102,7 @@ class _Listed:
 
 def _source(cfg, keep):
     if cfg.data != 'reasoning-gym': return Source(cfg.data, cfg.data_format, cfg.columns, keep, cfg.on_bad, cfg.data_args, cfg.seed)
-    return Source('reasoning-gym', args=dict(tasks=cfg.tasks, size=cfg.test_size + cfg.train_size*cfg.clients_per_task), seed=cfg.seed)
+    return Source('reasoning-gym', cfg.data_format, cfg.columns, args=dict(cfg.data_args, tasks=cfg.tasks, size=cfg.test_size + cfg.train_size*cfg.clients_per_task), seed=cfg.seed)
 
 def _labels(cfg, table, name, rows):
     "A column's numbers for some rows, and its names; rows without one are refused, or left out where the config says so."
@@ -134,7 +135,10 @@ def _partitioned(cfg, table, rows, more):
     if cfg.num_clients is None: raise ConfigError('num_clients', f'a number, with partition {kind!r}', None)
     labels = None
     if kind in ('dirichlet','shards','pathological') or kind == 'flwr' and 'by' in cfg.partition_args: labels,_,rows = _labels(cfg, table, _by(cfg), rows)
-    parts,names = partition(kind, cfg.num_clients + more, cfg.seed, len(rows), None if labels is None else labels[rows], **args)
+    try: parts,names = partition(kind, cfg.num_clients + more, cfg.seed, len(rows), None if labels is None else labels[rows], **args)
+    except ConfigError as e:
+        if e.name in args: raise ConfigError(f'partition_args: {e.name}', e.wanted, e.got) from e
+        raise
     return [rows[p] for p in parts],names,f'drawn ({kind}' + (f' by {_by(cfg)}' if labels is not None else '') + ''.join(f', {k} {v}' for k,v in args.items()) + ')'
 
 def _grouped(codes, rows, there):
@@ -180,6 +184,7 @@ def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_client
         for t in cfg.unseen_tasks:
             new[t] = cut(rows[codes[rows] == tasks.index(t)])
             rows = rows[codes[rows] != tasks.index(t)]
+        if not len(rows): raise ConfigError('unseen_tasks', 'not all tasks of the data: somebody must train', cfg.unseen_tasks)
         parts,names,how = _partitioned(cfg, table, rows, len(cfg.unseen_clients) if lists else cfg.unseen_clients)
         few = [i for i,p in enumerate(parts) if len(np.unique(table.questions[p])) < cfg.min_examples]
         if few and cfg.on_bad == 'error': raise DataError(f"client {names[few[0]]}: expected at least {cfg.min_examples} different questions (`min_examples`), got {len(np.unique(table.questions[parts[few[0]]]))}" + (f"; {len(few)} clients have too few (`on_bad: drop` leaves them out)" if len(few) > 1 else ''))
@@ -245,7 +250,7 @@ def show_data(data:ClientData,    # from `get_client_data`
     if twice['exact'] + twice['near']:
         lines.append(f"of {twice['test']:,} test questions {twice['exact']:,} are in training data too but for case, space and punctuation, and {twice['near']:,} nearly:")
         lines += [f'  {_short(a)}\n    {_short(b)} ({s:.0%} alike)' for a,b,s in twice['pairs'][:3]]
-    lines.append('')
+    lines += ['', 'Training examples:', '', data.table(), '']
     def span(q): return f"{q['median']:,} (median), {q['p95']:,} (95 %), {q['most']:,} (most)" if q else 'none'
     of = '' if f['clients'] == len(data) else f" of the first {f['clients']} clients"
     lines.append(f"tokens{of}: prompts {span(f['prompt'])}; answers {span(f['answer'])}; template {prompter.template if len(prompter.template) < 30 else 'of your own'}, at most {prompter.max_length}")

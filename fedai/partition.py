@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'DRAWN', 'natural', 'label_codes', 'deal_iid', 'deal_dirichlet', 'deal_quantity', 'deal_shards',
-           'deal_pathological', 'partition', 'split_ranks', 'split', 'crossing', 'holdout', 'hold_out',
-           'near_duplicates', 'partition_table', 'plot_partition']
+           'deal_pathological', 'partition', 'split_ranks', 'split', 'holdout', 'hold_out', 'near_duplicates',
+           'partition_table', 'plot_partition']
 
 # %% ../nbs/03c_partition.ipynb #6492f2ae
 import inspect, math, numbers, re, warnings
@@ -229,15 +229,6 @@ def split(questions,      # (n,) uint64: a hash of each example's question
     hi = int(min(max(np.searchsorted(different, test_share + valid_share), lo + some), n - 1)) if valid_share else lo
     return dict(train=idx[r >= different[hi]], valid=idx[(r >= different[lo]) & (r < different[hi])], test=idx[r < different[lo]])
 
-def crossing(questions, # (n,) uint64: a hash of each example's question
-             splits,    # what `split` gave, one a client
-            )->dict:    # {'valid': how many of all clients' validation examples, 'test': and test examples, have a question that some client trains on}
-    "Questions that one client is tested on and another trains on."
-    questions = np.asarray(questions)
-    all_of = lambda side: questions[np.concatenate([s[side] for s in splits])]
-    train = np.sort(all_of('train'))
-    return {k: int(_isin(all_of(k), train).sum()) for k in ('valid','test')}
-
 # %% ../nbs/03c_partition.ipynb #7cac1b41
 def holdout(questions, # (n,) uint64: a hash of each example's question
             share,     # about this share of all questions, 0 to 1
@@ -372,25 +363,30 @@ def partition_table(parts,       # index arrays, one a client
                     labels=None, # (n,) a value for each example
                     names=None,  # what the clients are called
                     max_clients=20, # more are summarised
-                    max_labels=12, # more are put together
+                    max_labels=12, # more are put together, the rarest first
+                    max_width=130, # characters in a line; labels are put together until they fit
+                    what='label',  # what a label is, in a word: 'task'
                    )->str:
     "Who has how many examples of each label."
     total = np.array([len(p) for p in parts])
     out = [f'{len(parts):,} clients, {total.sum():,} examples']
     if len(parts) <= max_clients:
-        counts,head = _counts(parts, labels, max_labels)
-        rows = [['client', *(_short(o, 16) for o in head), 'all']] if labels is not None else [['client','examples']]
-        for name,c in zip(names or [str(k) for k in range(len(parts))], counts): rows.append([_short(str(name), 24), *(f'{v:,}' for v in c), *([f'{c.sum():,}'] if labels is not None else [])])
-        width = [max(map(len, col)) for col in zip(*rows)]
+        for most in range(max_labels, 1, -1):
+            counts,head = _counts(parts, labels, most)
+            rows = [['client', *(_short(o, 16) for o in head), 'all']] if labels is not None else [['client','examples']]
+            for name,c in zip(names or [str(k) for k in range(len(parts))], counts): rows.append([_short(str(name), 24), *(f'{v:,}' for v in c), *([f'{c.sum():,}'] if labels is not None else [])])
+            width = [max(map(len, col)) for col in zip(*rows)]
+            if sum(width) + 2*len(width) <= max_width: break
         out = ['  '.join(o.ljust(w) if i == 0 else o.rjust(w) for i,(o,w) in enumerate(zip(row, width))) for row in rows] + ['', *out]
     out.append(f'examples a client: {total.min():,} to {total.max():,}, median {np.median(total):,.0f}')
     if labels is not None:
-        counts,_ = _counts(parts, labels, 10**9)
+        counts,head = _counts(parts, labels, 10**9)
+        if len(parts) > max_clients: out.append(f'commonest {what}s: ' + ', '.join(f'{_short(o, 40)} ({v:,})' for o,v in zip(head[:5], counts.sum(0))) + (f' and {len(head)-5:,} more' if len(head) > 5 else ''))
         different = (counts > 0).sum(1)
         p = counts/np.maximum(1, counts.sum(1, keepdims=True))
         apart = .5*np.abs(p - counts.sum(0)/counts.sum()).sum(1)
-        out.append(f'labels a client: {different.min():,} to {different.max():,} of {counts.shape[1]:,}, median {np.median(different):,.0f}')
-        out.append(f"a client's labels from everybody's (total variation): {apart.min():.2f} to {apart.max():.2f}, mean {apart.mean():.2f}")
+        out.append(f'{what}s a client: {different.min():,} to {different.max():,} of {counts.shape[1]:,}, median {np.median(different):,.0f}')
+        out.append(f"a client's {what}s from everybody's (total variation): {apart.min():.2f} to {apart.max():.2f}, mean {apart.mean():.2f}")
     return '\n'.join(out)
 
 # %% ../nbs/03c_partition.ipynb #4480ca28
@@ -399,6 +395,7 @@ def plot_partition(parts,         # index arrays, one a client
                    names=None,    # what the clients are called
                    ax=None,       # matplotlib axes; new ones when not given
                    max_labels=12, # more are put together, in grey
+                   what='label',  # what a label is, in a word: 'task'
                   ):
     "Who has what, as stacked bars; returns the axes."
     import matplotlib.pyplot as plt
@@ -418,7 +415,7 @@ def plot_partition(parts,         # index arrays, one a client
         x = np.arange(K+1)
         ax.stackplot(x, np.concatenate([counts, counts[-1:]]).T, colors=colours, labels=[_short(o, 24) for o in head], step='post', lw=0)
         if K <= 200: ax.vlines(x, 0, np.concatenate([counts.sum(1), [0]]), color='w', lw=.6)
-        ax.set(xlim=(0,K), ylim=(0,None), xlabel=f'{K:,} clients' + (', by commonest label and size' if len(head) > 1 else ', by size'), ylabel='examples')
+        ax.set(xlim=(0,K), ylim=(0,None), xlabel=f'{K:,} clients' + (f', by commonest {what} and size' if len(head) > 1 else ', by size'), ylabel='examples')
     (ax.xaxis if K <= 30 else ax.yaxis).get_major_locator().set_params(integer=True)
     for side in ('top','right'): ax.spines[side].set_visible(False)
     if len(head) > 1: ax.legend(loc='center left', bbox_to_anchor=(1.01,.5), frameon=False, fontsize='small')

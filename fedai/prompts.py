@@ -139,6 +139,7 @@ class Prompter:
         self.tokenizer,self.system_prompt,self.max_length = tokenizer,system_prompt,max_length
         self.chat = has and template in ('auto','chat')
         self.template = 'chat' if self.chat else 'instruction' if template == 'auto' else template
+        if system_prompt is not None and not self.chat: raise ConfigError('system_prompt', f'nothing with the template {self.template!r}, which has no place for it', system_prompt)
         try: self.render(dict(instruction='x'), 'y')
         except Exception as e: raise ConfigError('system_prompt', "what the tokenizer's chat template takes (or `template: instruction`)", f'{system_prompt!r} ({e})') from e
 
@@ -214,6 +215,9 @@ class Prompter:
         end = self.tokenizer.eos_token_id
         for i,prompt,answer in zip(texts, prompts, answers):
             answer = answer[:answer.index(end)+1] if end in answer else answer + [end]
+            if len(answer) < 2:
+                out[i] = DataError(f"{wheres[i]}: nothing of `output` would be learned: the tokenizer or its chat template leaves no token of {_short(exs[i]['output'])}")
+                continue
             try: out[i] = self._fit(exs[i], prompt, answer, wheres[i])
             except DataError as e: out[i] = e
         asked = [(i,c) for i,e in enumerate(exs) if e.get('choices') and isinstance(out[i], Encoded) for c in e['choices'] if c != e['output']]

@@ -21,7 +21,7 @@ from .graphs import (average_matrix, check_graph, complete_graph, effective_pull
                           similarity_graph, state_similarity, subgraph, task_graph)
 from .models import add_lora, get_model, get_tokenizer
 from .product import product_mix
-from .prompts import check_example
+from .prompts import DataError, check_example
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .server_opt import server_step
 from .store import AdapterStore, StoreError, _link, read_row
@@ -91,6 +91,7 @@ class BaseServer:
         if holdout_ds is not None and not len(holdout_ds): raise ConfigError('holdout_ds', 'at least one example', '0 examples')
         self.holdout = self.task.prepare(holdout_ds, 'holdout') if holdout_ds is not None else None
         self.client_list = LazyList(self, client_class or type(self).client_class, cfg.max_alive)
+        self._check_tokens()
         self._find_run()
         self.selection = self.client_selection()
         self.engine = get_engine(self)
@@ -128,6 +129,13 @@ class BaseServer:
                 if not len(d[split]): raise ConfigError(f"lst_data_dict[{i}]['{split}']", 'at least one example', f'{len(d[split])} examples')
                 if self.task_is_text and isinstance(d[split], list):   # datasets are read when a client is first used
                     for j,e in enumerate(d[split]): check_example(e, f'client {i}, {split} example {j}')
+
+    def _check_tokens(self):
+        "Examples on the disk are tokenised all at once, so what doesn't fit is found before anything is written."
+        everyone = [*enumerate(self.lst_data_dict), *getattr(self.lst_data_dict, 'newcomers', {}).items()]
+        for name,d in everyone if self.task_is_text else []:
+            for split in ('train','test'):
+                if hasattr(d[split], 'encoded') and not len((got := self.task.prepare(d[split], '')).items): raise DataError(f"client {name}: none of its {got.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
 
     def _make_model(self, model):
         "The live model on its device, the task that goes with it, and the row that belongs to a client."

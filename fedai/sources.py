@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, xxhash
 from .config import ConfigError, near
-from .prompts import DataError, _check_text, check_example, check_messages, conversation_examples
+from .prompts import DataError, _check_text, _short, check_example, check_messages, conversation_examples
 from .utils import key_seed, rng
 
 # %% ../nbs/03b_sources.ipynb #6173b0b9
@@ -44,13 +44,16 @@ class _Json:
         return next(filter(None, map(self.find, o.values() if isinstance(o, dict) else o if isinstance(o, list) else ())), None)
 
     def decode(self, text):
-        self.wrong,text = False,text.strip(' \t\r\n')
-        try: o,end = self.raw(text)
+        self.wrong,space = False,' \t\r\n'
+        text = text.rstrip(space)
+        try: o,end = self.raw(text, len(text) - len(text.lstrip(space)))
         except RecursionError: raise ValueError('nested too deeply') from None
-        if end < len(text): raise json.JSONDecodeError('more after the end', text, end)
+        if rest := text[end:].lstrip(space): raise json.JSONDecodeError('more after the end', text, len(text) - len(rest))
         return o
 
 def _utf8(e): return f"invalid UTF-8: byte 0x{e.object[e.start]:02x} at byte {e.start}" + (' (is the file UTF-16?)' if e.object[:2] in (b'\xff\xfe', b'\xfe\xff') else '')
+
+def _said(e): return e.msg.rstrip(': ').removesuffix(' starting at')
 
 def _open(path): return gzip.open(path, 'rb') if path.name.endswith('.gz') else open(path, 'rb')
 
@@ -63,7 +66,7 @@ def _jsonl(path, args):
             at = f'{path}, line {i}'
             try: o = js.decode(line.decode())
             except UnicodeDecodeError as e: o = DataError(f'{at}: {_utf8(e)}')
-            except json.JSONDecodeError as e: o = DataError(f'{at}: invalid JSON: {e.msg} at character {e.pos}')
+            except json.JSONDecodeError as e: o = DataError(f'{at}: invalid JSON: {_said(e)} at character {e.pos}')
             except ValueError as e: o = DataError(f'{at}: invalid JSON: {e}')
             else:
                 if js.wrong: o = DataError(f'{at}: {js.find(o)}')
@@ -78,7 +81,7 @@ def _json(path, args):
     except UnicodeDecodeError as e: raise DataError(f'{path}, line {raw.count(10, 0, e.start)+1}: {_utf8(e)}') from e
     except json.JSONDecodeError as e:
         lines = e.msg == 'more after the end' and b'\n' in raw.strip()
-        raise DataError(f'{path}, line {e.lineno}: invalid JSON: {e.msg} at column {e.colno}' + (" (one object a line? then `format: jsonl`)" if lines else '')) from e
+        raise DataError(f'{path}, line {e.lineno}: invalid JSON: {_said(e)} at column {e.colno}' + (" (one object a line? then `data_format: jsonl`)" if lines else '')) from e
     except ValueError as e: raise DataError(f'{path}: invalid JSON: {e}') from e
     top,items = ({},o) if isinstance(o, list) else (o,None)
     if isinstance(o, dict):
@@ -160,7 +163,7 @@ def read_records(path:str|Path,   # a file
     "The records of a file; a broken one is a `DataError` in its place. Raises `DataError` where the file as a whole is broken."
     path = Path(path)
     kind = container if container != 'auto' else _kind(path)
-    if kind not in _containers: raise ConfigError('format', f"a file named {', '.join('.'+o for o in _containers)} or with .gz behind it, or a `format`", str(path))
+    if kind not in _containers: raise ConfigError('data_format', f"a file named {', '.join('.'+o for o in _containers)} or with .gz behind it, or a `data_format`", str(path))
     try: got = _containers[kind](path, args or {})
     except (OSError,EOFError,zlib.error) as e: raise DataError(f'{path}: not readable ({e})') from e
     top,it = got if isinstance(got, tuple) else ({},got)
@@ -188,10 +191,12 @@ def _getter(col, top):
         return rec
     return get
 
-def _label(v, name, where):
+def _names(found): return ', '.join(map(repr, list(found)[:20])) + (' and more' if len(found) > 20 else '')
+
+def _label(v, name, where, rec=()):
     "A label as text."
     if isinstance(v, list) and v and all(isinstance(o, str) for o in v): v = ', '.join(v)
-    if v is None: raise DataError(f"{where}: `{name}` is missing")
+    if v is None: raise DataError(f"{where}: no column {name!r}{near(name, rec)} among the columns {_names(rec)}" if rec and name not in rec else f"{where}: `{name}` is missing")
     if isinstance(v, (dict,list,tuple,bytes)): raise DataError(f"{where}: `{name}` must be text or a number, got {type(v).__name__}")
     if v != v: raise DataError(f"{where}: `{name}` is NaN")
     _check_text(v := str(v), name, where)
@@ -206,6 +211,9 @@ class _Schema:
         self.get = [(k,_getter(c, top)) for k,c in self.cols.items() if k not in _labels]
         self.labels = [(k,_getter(c, top),k in columns) for k,c in self.cols.items() if k in _labels] + [(k,_getter(k, top),True) for k in keep]
 
+    @property
+    def wants(self): return dict(dolly=['instruction','context','response'], bigbench=['examples','input','target']).get(self.form) or [self.cols[k] for k in self.needs]
+
     def has(self, col, rec): return col in rec or col in self.top or _getter(col, self.top)(rec) is not None
 
     def fits(self, rec, forced):
@@ -219,7 +227,7 @@ class _Schema:
 
     def __call__(self, rec, where, file):
         "The examples of a record, unchecked."
-        more = {k: _label(v, k, where) for k,get,needed in self.labels if (v := get(rec)) not in (None,'') or needed}
+        more = {k: _label(v, k, where, rec) for k,get,needed in self.labels if (v := get(rec)) not in (None,'') or needed}
         if self.form == 'bigbench':
             if task := self.top.get('name') or file: more = {'task': _label(task, 'name', where), **more}
             return [{**bigbench_example(rec, self.top, where), **more}]
@@ -251,13 +259,15 @@ def bigbench_example(rec:dict,  # an entry of `examples`
     "An example as BIG-bench asks it, zero-shot."
     texts = {k: top.get(k, d) for k,d in dict(task_prefix='', example_input_prefix='\nQ: ', example_output_prefix='\nA: ', choice_prefix='\n  choice: ').items()}
     for k,v in (*texts.items(), ('input',rec.get('input'))):
-        if not isinstance(v, str): raise DataError(f"{where}: `{k}` must be text, got {v!r}")
+        if not isinstance(v, str): raise DataError(f"{where}: `{k}` must be text, got {_short(v)}")
     scores,right = rec.get('target_scores'),rec.get('target')
+    if right is None and scores is None: raise DataError(f"{where}: `target` is missing, and there are no `target_scores`")
     right = [] if right is None else list(right) if isinstance(right, list) else [right]
     asked,more = rec['input'],{}
     if scores is not None:
         if not isinstance(scores, dict) or len(scores) < 2 or not all(isinstance(o, (int,float)) and o == o for o in scores.values()):
-            raise DataError(f"{where}: `target_scores` must be an object with a score for each of at least two choices, got {scores!r}")
+            raise DataError(f"{where}: `target_scores` must be an object with a score for each of at least two choices, got {_short(scores)}")
+        if len(set(scores.values())) == 1: raise DataError(f"{where}: `target_scores` must be higher for some choices than for others, got {_short(scores)}")
         right = [c for c,v in scores.items() if v == max(scores.values())] + right
         names = sorted(scores)
         more['choices'] = [names[i] for i in rng(0, 'choices', asked).permutation(len(names))]
@@ -265,11 +275,13 @@ def bigbench_example(rec:dict,  # an entry of `examples`
     return dict(instruction=(texts['task_prefix'] + texts['example_input_prefix'] + asked + texts['example_output_prefix']).strip(), **_answers(right, where), **more)
 
 # %% ../nbs/03b_sources.ipynb #2b5b511d
+def _passed_over(p): return p.name.startswith('.') or re.match(r'(readme|licen[sc]e)\b|(dataset_info|dataset_infos|dataset_dict|state)\.json$|.*\.md$', p.name.lower())
+
 def _walk(d, above=()):
     "Files below `d`; follows links, but not in a circle."
     if (real := d.resolve()) in above: raise ConfigError('data', 'a folder without links to a folder above', str(d))
     for p in sorted(d.iterdir()):
-        if p.name.startswith('.') or re.match(r'(readme|licen[sc]e)\b|(dataset_info|dataset_infos|dataset_dict|state)\.json$|.*\.md$', p.name.lower()): continue
+        if _passed_over(p): continue
         if p.is_dir(): yield from _walk(p, (*above, real))
         else: yield p
 
@@ -280,16 +292,17 @@ def find_files(path:str|Path, # a file, a folder, or a pattern
     "The data files that `path` stands for, and what each is called."
     path = Path(path).expanduser()
     if path.is_dir() and (path/'dataset_dict.json').is_file():
-        splits = json.loads((path/'dataset_dict.json').read_text())['splits']
-        if (split or 'train') not in splits: raise ConfigError('args: split', f"one of {', '.join(map(repr, splits))}", split)
+        try: splits = list(json.loads((path/'dataset_dict.json').read_bytes())['splits'])
+        except (ValueError,KeyError,TypeError) as e: raise DataError(f"{path/'dataset_dict.json'}: expected {{\"splits\": [...]}}, as `save_to_disk` writes it ({e})") from e
+        if (split or 'train') not in splits: raise ConfigError('data_args: split', f"one of {', '.join(map(repr, splits))}", split)
         path,split = path/(split or 'train'),None
-    if split: raise ConfigError('args: split', f"none: {path} isn't a folder with splits by `save_to_disk` (`format: datasets` reads a folder as the Hub's)", split)
+    if split: raise ConfigError('data_args: split', f"none: {path} isn't a folder with splits by `save_to_disk` (`data_format: datasets` reads a folder as the Hub's)", split)
     if path.is_dir(): root,files = path,list(_walk(path))
     elif path.exists(): root,files = path.parent,[path]
     else:
         n = next((i for i,o in enumerate(path.parts) if glob.has_magic(o)), len(path.parts)-1)
         root,pattern = Path(*path.parts[:n]),str(Path(*path.parts[n:]))
-        files = [p for p in sorted(root.glob(pattern)) if not p.is_dir()]
+        files = [p for p in sorted(root.glob(pattern)) if not p.is_dir() and not _passed_over(p)]
     if not files: raise ConfigError('data', f"at least one file ({', '.join('.'+o for o in _containers)})", str(path))
     odd = [str(p) for p in files if _kind(p) not in _containers and not any_name]
     if odd: raise ConfigError('data', f"files named {', '.join('.'+o for o in _containers)} and no others, or a pattern such as {str(root/'*.jsonl')!r}", ', '.join(odd[:3]) + (f' and {len(odd)-3} more' if len(odd) > 3 else ''))
@@ -307,7 +320,7 @@ _guesses = dict(instruction=('question','query','prompt','problem','text','input
 
 class Source:
     "A stream of examples, each a dict that `check_example` accepts."
-    version = 1      # of what comes out for the same files; part of the fingerprint
+    version = 2      # of what comes out for the same files; part of the fingerprint
     max_named = 100  # dropped examples that are named
 
     def __init__(self,
@@ -321,28 +334,34 @@ class Source:
                 ):
         self.path,self.format,self.columns,self.keep,self.on_bad,self.args,self.seed = str(path),format,dict(columns or {}),list(keep),on_bad,dict(args or {}),seed
         formats = ('auto', *_flat, *_containers, 'datasets', 'reasoning-gym')
-        if format not in formats: raise ConfigError('format', 'one of ' + ', '.join(map(repr, formats)) + near(format, formats), format)
+        if format not in formats: raise ConfigError('data_format', 'one of ' + ', '.join(map(repr, formats)) + near(format, formats), format)
         if on_bad not in ('error','drop'): raise ConfigError('on_bad', "'error' or 'drop'", on_bad)
         for k,v in self.columns.items():
             if k not in _ours: raise ConfigError('columns', 'keys among ' + ', '.join(map(repr, _ours)) + near(k, _ours), k)
             if not isinstance(v, str) or not v: raise ConfigError(f'columns: {k}', 'the name of a column', v)
         for k in self.keep:
             if not isinstance(k, str) or k in _reserved: raise ConfigError('keep', f"names of columns other than {', '.join(map(repr, _reserved))}, which an example has itself (`columns` maps them)", k)
+        if not self.path.strip(): raise ConfigError('data', "'reasoning-gym', a file, a folder, a pattern or the name of a Hugging Face dataset", self.path)
         self.here = Path(self.path).expanduser()
         if self.path == 'reasoning-gym': self.kind = 'reasoning-gym'   # a folder of that name is './reasoning-gym'
         elif format != 'datasets' and (self.here.exists() or glob.has_magic(self.path)): self.kind = 'files'
+        elif format != 'datasets' and not re.fullmatch(r'(hf://(datasets/)?)?[\w.-]+(/[\w.-]+)?', self.path) or _kind(self.here) in _containers: raise self._nowhere(self.path)   # no name that the Hub could have
         else: self.kind = 'datasets'
-        if format != 'auto' and ('reasoning-gym' in (self.path,format)) and self.path != format: raise ConfigError('format', "'auto' for the data 'reasoning-gym', and 'reasoning-gym' for no other", format)
+        if format != 'auto' and ('reasoning-gym' in (self.path,format)) and self.path != format: raise ConfigError('data_format', "'auto' for the data 'reasoning-gym', and 'reasoning-gym' for no other", format)
         for k in self.args:
-            if k not in _args[self.kind]: raise ConfigError('args', 'keys among ' + ', '.join(map(repr, _args[self.kind])) + near(k, _args[self.kind]), k)
-        if self.args.get('turns', 'all') not in ('all','last'): raise ConfigError('args: turns', "'all' or 'last'", self.args['turns'])
-        if not isinstance(d := self.args.get('delimiter', ','), str) or len(d) != 1: raise ConfigError('args: delimiter', 'one character', d)
+            if k not in _args[self.kind]: raise ConfigError('data_args', 'keys among ' + ', '.join(map(repr, _args[self.kind])) + near(k, _args[self.kind]), k)
+        if self.args.get('turns', 'all') not in ('all','last'): raise ConfigError('data_args: turns', "'all' or 'last'", self.args['turns'])
+        if not isinstance(d := self.args.get('delimiter', ','), str) or len(d) != 1: raise ConfigError('data_args: delimiter', 'one character', d)
         if self.kind == 'reasoning-gym':
             if not isinstance(self.args.get('tasks'), dict) or not self.args['tasks']: raise ConfigError('tasks', 'at least one reasoning-gym task', self.args.get('tasks'))
-            if not isinstance(n := self.args.get('size'), int) or n < 1: raise ConfigError('args: size', 'a number of questions for each task', n)
+            if not isinstance(n := self.args.get('size'), int) or n < 1: raise ConfigError('data_args: size', 'a number of questions for each task', n)
             if self.columns or self.keep: raise ConfigError('columns', 'none: what reasoning-gym makes has no columns', self.columns or self.keep)
         self.names = find_files(self.path, self.args.get('split'), format in _containers) if self.kind == 'files' else {}
         self.dropped,self.dropped_count = [],0
+
+    def _nowhere(self, got):
+        beside = [p.name for p in self.here.parent.iterdir()] if self.here.parent.is_dir() else []
+        return ConfigError('data', "'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded" + near(self.here.name, beside), got)
 
     @property
     def files(self):
@@ -391,12 +410,13 @@ class Source:
         "The error where no schema fits: what there is, and how to map it."
         found = list(dict.fromkeys([*rec, *(k for k,v in schema.top.items() if v is not None)]))
         missing = [c for c in self.columns.values() if not schema.has(c, rec)]
-        cols = f"the columns {', '.join(map(repr, found[:20]))}" + (' and more' if len(found) > 20 else '')
+        cols = f"the columns {_names(found)}"
         if missing: return DataError(f"{where}: no column {missing[0]!r}{near(missing[0], found)}, which `columns` names, among {cols}")
-        if len(found) == 1 and (d := next((d for d in ';\t|' if d in found[0]), None)): return DataError(f"{where}: one column, {found[0]!r}; if {d!r} stands between columns, say `args: {{delimiter: {d!r}}}`")
+        if len(found) == 1 and (d := next((d for d in ';\t|' if d in found[0]), None)): return DataError(f"{where}: one column, {found[0]!r}; if {d!r} stands between columns, say `data_args: {{delimiter: {d!r}}}`")
         def guess(k): return next((o for o in _guesses[k] if o in found), None) or next((m[1] for m in [re.search(r"'(.*)'", near(k, found))] if m), '...')
-        say = ', '.join(f'{k}: {self.columns.get(k) or guess(k)}' for k in ('instruction','output'))
-        return DataError(f"{where}: {f'not of the format {forced!r}' if forced else 'no known format'} in {cols}; say which is which, such as `columns: {{{say}}}`")
+        def plain(s): return s if re.fullmatch(r'[\w.-]+', s) else repr(s)   # as YAML
+        say = ', '.join(f'{k}: {plain(self.columns.get(k) or guess(k))}' for k in ('instruction','output'))
+        return DataError(f"{where}: {f'not of the format {forced!r}, which has {_names(schema.wants)},' if forced else 'no known format'} in {cols}; say which is which, such as `columns: {{{say}}}`")
 
     def _where(self): return f"{self.path} [{self.args.get('split', 'train')}]"
 
@@ -406,8 +426,8 @@ class Source:
         a,name = self.args,str(self.here) if self.here.exists() else re.sub('^hf://(datasets/)?', '', self.path)
         try: return datasets.load_dataset(name, a.get('name'), split=a.get('split', 'train'), revision=a.get('revision')).with_format('arrow')
         except Exception as e:
-            offline = ' (HF_HUB_OFFLINE is set, so nothing is downloaded)' if datasets.config.HF_HUB_OFFLINE else ''
-            raise ConfigError('data', f"'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded{offline}", f"{self.path} ({type(e).__name__}: {(str(e).strip() or '-').splitlines()[0]})") from e
+            offline = '; HF_HUB_OFFLINE is set, so nothing is downloaded' if datasets.config.HF_HUB_OFFLINE else ''
+            raise self._nowhere(f"{self.path} ({type(e).__name__}: {(str(e).strip() or '-').splitlines()[0]}{offline})") from e
 
     def _dataset_rows(self): return _rows((b for t in self._dataset.iter(1024) for b in t.to_batches()), self._where())
 
@@ -423,13 +443,13 @@ class Source:
             for o in items: yield dict(instruction=o['question'], input='', output=o['answer'], task=task, entry=o)
 
     def fingerprint(self)->str:
-        "A hash of everything that decides what comes out: the content of the files, the settings and the version of the code. It doesn't depend on where the files lie."
+        "A hash of everything that decides what comes out: the content of the files or of the dataset, the path that places are named by, the settings and the version of the code."
         h = xxhash.xxh3_128()
         how = dict(version=self.version, path=self.path, kind=self.kind, format=self.format, columns=sorted(self.columns.items()), keep=self.keep, on_bad=self.on_bad, args=self.args)
         if self.kind == 'reasoning-gym':
             from importlib.metadata import version
             how.update(seed=self.seed, made_by=version('reasoning-gym'))
-        h.update(json.dumps(how).encode())
+        h.update(json.dumps(how, default=str).encode())
         for p,name in self.names.items():
             part = xxhash.xxh3_128()
             try:
@@ -438,7 +458,9 @@ class Source:
             except OSError as e: raise DataError(f'{p}: not readable ({e})') from e
             h.update(json.dumps([name, _kind(p), part.hexdigest()]).encode())
         if self.kind == 'datasets':
-            for _,r in self._dataset_rows(): h.update(json.dumps(r, default=str).encode())
+            h.update(str(self._dataset.features).encode())   # by content: `datasets` may give the same rows another `_fingerprint`
+            for t in self._dataset.iter(1024):
+                for b in t.combine_chunks().to_batches(): h.update(b.serialize())
         return h.hexdigest()
 
     def __repr__(self): return f"Source({self.path!r}: {len(self.files)} files)" if self.kind == 'files' else f"Source({self.path!r})"

@@ -8,6 +8,7 @@ __all__ = ['question_key', 'question_keys', 'ExampleTable', 'TokenTable', 'Examp
 # %% ../nbs/03d_tables.ipynb #e5664826
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -74,17 +75,24 @@ class ExampleTable(_Mapped):
         folder = Path(folder) if folder else cache_dir('data')/source.fingerprint()
         if not (folder/'examples.arrow').exists():
             folder.mkdir(parents=True, exist_ok=True)
-            schema = pa.schema([*((n, pa.string()) for n in _text), *((n, pa.list_(pa.string())) for n in _lists), *((n, pa.string()) for n in _json), ('question', pa.uint64()), *(('.' + n, pa.string()) for n in keep)])
-            with tqdm(desc='reading data', unit=' examples', disable=None, leave=False) as bar, atomic_file(folder/'examples.arrow') as f:
-                with pa.ipc.new_file(f, schema) as out:
-                    for part in _batches(source):
-                        cols = [[e.get(k) for e in part] for k in (*_text, *_lists)] + [[json.dumps(e[k]) if e.get(k) else None for e in part] for k in _json]
-                        cols += [[question_key(e) for e in part]] + [[e[k] for e in part] for k in keep]
-                        out.write_batch(pa.record_batch([pa.array(c, t) for c,t in zip(cols, schema.types)], schema=schema))
-                        bar.update(len(part))
-                dropped = getattr(source, 'dropped', [])
-                write_json(folder/'about.json', dict(dropped=getattr(source, 'dropped_count', len(dropped)), where=[list(o) for o in dropped]))
+            try: cls._write(source, folder, keep)
+            except BaseException:
+                with suppress(OSError): folder.rmdir()   # nothing is left, unless something was there
+                raise
         return cls(folder)
+
+    @staticmethod
+    def _write(source, folder, keep):
+        schema = pa.schema([*((n, pa.string()) for n in _text), *((n, pa.list_(pa.string())) for n in _lists), *((n, pa.string()) for n in _json), ('question', pa.uint64()), *(('.' + n, pa.string()) for n in keep)])
+        with tqdm(desc='reading data', unit=' examples', disable=None, leave=False) as bar, atomic_file(folder/'examples.arrow') as f:
+            with pa.ipc.new_file(f, schema) as out:
+                for part in _batches(source):
+                    cols = [[e.get(k) for e in part] for k in (*_text, *_lists)] + [[json.dumps(e[k]) if e.get(k) else None for e in part] for k in _json]
+                    cols += [[question_key(e) for e in part]] + [[e[k] for e in part] for k in keep]
+                    out.write_batch(pa.record_batch([pa.array(c, t) for c,t in zip(cols, schema.types)], schema=schema))
+                    bar.update(len(part))
+            dropped = getattr(source, 'dropped', [])   # written first: where there are examples, it is there
+            write_json(folder/'about.json', dict(dropped=getattr(source, 'dropped_count', len(dropped)), where=[list(o) for o in dropped]))
 
     def example(self, i:int)->dict:
         "The example in row `i`."

@@ -4,7 +4,7 @@ import json, os, subprocess, sys
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from fedai.config import ConfigError, FedConfig
-from fedai.data import get_client_data, show_data, token_facts
+from fedai.data import ClientData, get_client_data, show_data, token_facts
 from fedai.models import get_tokenizer
 from fedai.prompts import DataError, Prompter, encode_all
 from fedai.servers import BaseServer, Server_mira
@@ -172,6 +172,14 @@ def test_a_leak_between_clients_is_counted(tmp_path):
     d = get_client_data(FedConfig(data=str(tmp_path/'d')))
     train,test = {q for c in d for q in asked(c['train'])},{q for c in d for q in asked(c['test'])}
     assert d.same_questions() == len(train & test)
+
+some = st.lists(st.integers(0, 9), max_size=6)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(some, some), min_size=1, max_size=4))
+def test_leaks_by_a_plain_count(clients):
+    def exs(numbers): return [dict(instruction=f'question {i}', output='x') for i in numbers]
+    data = ClientData([dict(train=exs(a), test=exs(b)) for a,b in clients])
+    assert data.same_questions() == len({i for a,_ in clients for i in a} & {i for _,b in clients for i in b})
 
 def test_from_the_readme_as_a_new_user(tmp_path):
     "The README's two commands for one's own data, on a folder of files in three formats."

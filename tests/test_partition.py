@@ -4,7 +4,7 @@ matplotlib.use('agg')
 from hypothesis import assume, given, settings, strategies as st
 from scipy import stats
 from fedai.config import ConfigError
-from fedai.partition import crossing, hold_out, holdout, label_codes, near_duplicates, partition, partition_table, plot_partition, split, split_ranks
+from fedai.partition import hold_out, holdout, label_codes, near_duplicates, partition, partition_table, plot_partition, split, split_ranks
 from fedai.utils import key_seed, rng
 
 WAYS = [('iid',{}), ('quantity',{}), ('quantity',dict(shares='square')), ('quantity',dict(alpha=.01, min_size=1)), ('dirichlet',dict(alpha=5, min_size=1)), ('dirichlet',dict(alpha=.05, min_size=0)),
@@ -173,18 +173,9 @@ def test_a_split_does_not_move_and_clients_agree():
     q = np.random.default_rng(0).integers(0, 2**64, 3000, dtype=np.uint64)
     q[2000:] = q[:1000]                       # the second client has the first one's questions
     a,b = split(q, np.arange(1500), .2, .1),split(q, np.random.default_rng(1).permutation(np.arange(1500, 3000)), .2, .1)
-    assert crossing(q, [a,b]) == dict(valid=0, test=0)
+    assert not np.isin(q[[*a['test'],*b['test']]], q[[*a['train'],*b['train']]]).any()
     grown = split(q, np.arange(2000)[::-1], .2, .1)
     for k in a: assert sorted(grown[k][grown[k] < 1500]) == a[k].tolist()
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(questions, min_size=1, max_size=4), st.integers(0, 3))
-def test_crossing_by_a_plain_count(clients, seed):
-    q = np.concatenate(clients)
-    at = np.split(np.arange(len(q)), np.cumsum([len(c) for c in clients])[:-1])
-    splits = [split(q, i, .01, .01, seed) for i in at]
-    trained = {int(q[i]) for s in splits for i in s['train']}
-    assert crossing(q, splits) == {k: sum(int(q[i]) in trained for s in splits for i in s[k]) for k in ('valid','test')}
 
 def test_held_out_by_name():
     names = [f'site{k}' for k in range(50)]
