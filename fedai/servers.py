@@ -389,8 +389,6 @@ class BaseServer:
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
         if self.cfg.versus: read_scores(self.cfg.versus)
-        for i,d in enumerate(self.lst_data_dict):   # what lies in a table is tokenised once for all; lists are when a client is first used
-            if self.task_is_text and all(hasattr(d[k], 'encoded') for k in ('train','test')): self.client_list[i].test_data
         for k in ('gradient_checkpointing','offload_activations'):
             if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)
         if self.cfg.space == 'product' and self.cfg.server_optimizer != 'none': raise ConfigError('server_optimizer', "'none' with `space: product` (a step on factors depends on how a product is factored)", self.cfg.server_optimizer)

@@ -152,8 +152,8 @@ def test_answers_that_do_not_fit_are_named_by_their_line(tmp_path, make_cfg):
     assert any(e['instruction'] == 'long' for e in data[1]['train'])
     with pytest.raises(DataError, match='ward1.jsonl, line 41: the answer has .* `max_length` 64'): BaseServer(cfg := make_cfg(num_clients=3, max_length=64), data, callbacks=[])
     assert not Path(cfg.output_dir).exists()   # found before anything is written
-    with pytest.warns(UserWarning, match='client 1, train: 1 examples dropped'): s = BaseServer(make_cfg(num_clients=3, max_length=64, on_bad='drop', rounds=1), data, callbacks=[])
-    s.fit()
+    s = BaseServer(make_cfg(num_clients=3, max_length=64, on_bad='drop', rounds=1), data, callbacks=[])
+    with pytest.warns(UserWarning, match='client 1, train: 1 examples dropped'): s.fit()
     p = Prompter(get_tokenizer(s.cfg), max_length=64)
     assert token_facts(data, p, 'drop')['dropped'] == 1 and 'ward1.jsonl, line 41' in show_data(data, p, on_bad='drop')
 
