@@ -273,7 +273,7 @@ class Server_cfl(_Clustered, name='cfl', paper='Sattler et al., 2020, arXiv:1910
         super().check()
         if self.cfg.m < 1: raise ConfigError('m', '1 for cfl, which compares the updates of all clients', self.cfg.m)
 
-    def model_of(self, client): return self.history[-1]['clusters'][str(client.id)] if self.history else 0
+    def model_of(self, client): return next((r['clusters'][i] for r in reversed(self.history) if (i := str(client.id)) in r['clusters']), 0)   # of the last round that it was in
 
     def clusters(self, ids, comm_round):
         now = np.array([self.model_of(self.client_list[i]) for i in ids])

@@ -56,6 +56,7 @@ class Progress(Callback):
     def after_round(self, server, record):
         s = time.perf_counter() - self.started
         with open(server.store.root/'timing.jsonl', 'a') as f: f.write(json.dumps(dict(round=record['round'], seconds=round(s, 3), tokens=self.tokens, per_second=round(self.tokens/s), padding=round(1 - self.tokens/max(1, self.padded, self.tokens), 3))) + '\n')
+        for i,why in record.get('failed', {}).items(): self.line(f"client {i} is left out of round {record['round']+1}: {why}")
         extra = ''.join(f'  {name} {record[k]:.3f}' for k,name in (('mean_test_loss','test loss'),('holdout_loss','holdout loss')) if k in record)
         self.line(f"round {record['round']+1}/{server.cfg.rounds}  {len(record['selected'])} clients  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s")
 

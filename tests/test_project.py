@@ -27,7 +27,7 @@ def exported():
 
 @pytest.mark.parametrize('name,obj', list(exported()), ids=lambda o: o if isinstance(o, str) else '')
 def test_every_export_says_what_it_is(name, obj):
-    if name in ('training.Prepared','training.Job','engines.Reply'): return   # namedtuples
+    if hasattr(obj, '_fields'): return   # namedtuples
     assert obj.__doc__ and not obj.__doc__.startswith(obj.__name__ + '('), name
 
 def test_every_export_is_used_in_its_notebook():
