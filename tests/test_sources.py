@@ -1,6 +1,7 @@
 "Every format in the shape it is published in, every bad file with its place, and what is kept of them from one start to the next."
-import gzip, io, json, os
+import gzip, io, json, os, shlex
 import datasets, pyarrow as pa, pyarrow.parquet as pq, pytest
+from fedai.cli import main
 from fedai.config import ConfigError, FedConfig
 from fedai.data import get_client_data, token_facts
 from fedai.models import get_tokenizer
@@ -350,3 +351,41 @@ def test_bad_data(tmp_path, prompter, row, on_bad):
     assert plain(kept['good']) == plain(GOOD)
     if wrong and not isinstance(wrong, list): assert list(kept) == ['good']
     else: assert plain(kept['bad']) == plain([*([dict(instruction='d', input=e['instruction'], output=e['output']) for e in GOOD] if b'Definition' in content else GOOD), *(more[0] if more else [])])
+
+# wrong commands
+
+Q = [dict(instruction=f'{i} plus 1?', output=str(i+1), task='add', hospital=f'h{i%3}') for i in range(20)]
+files = {'two/a.jsonl': lines(*Q), 'two/b.jsonl': lines(*Q), 'one.jsonl': lines(*Q), 'long/a.jsonl': lines(*Q, dict(instruction='x', output='y'*600)), 'long/b.jsonl': lines(*Q), 'small/a.jsonl': lines(Q[0]), 'small/b.jsonl': lines(*Q), 'doc/a.docx': 'x', 'unknown/a.jsonl': lines(dict(foo='x', bar='y')),
+         'ends/a.jsonl': lines(*Q, dict(instruction='x', output='a<|end|>b')), 'ends/b.jsonl': lines(*Q), 'splits/dataset_dict.json': '{"a": 1}', 'lines.yaml': 'data: two\ncolumns: instruction\n', 'typo.yaml': 'dta: two\n', 'nothing/.keep': ''}
+wrong = [
+    ('nowhere', "`data`: expected 'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded, got \"nowhere (ConnectionError"), ('tow', "(did you mean 'two'?), got \"tow (ConnectionError"),
+    ('away/x.jsonl', "that can be loaded, got 'away/x.jsonl'"), ('oen.jsonl', "(did you mean 'one.jsonl'?), got 'oen.jsonl'"), ('/no/such/folder', "that can be loaded, got '/no/such/folder'"), ('nothing', "`data`: expected at least one file (.jsonl, "), ('two/*.csv', "`data`: expected at least one file (.jsonl, "),
+    ("''", "`data`: expected 'reasoning-gym', a file, a folder, a pattern or the name of a Hugging Face dataset, got ''"), ('doc', "`data`: expected files named .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow and no others, or a pattern such as 'doc/*.jsonl', got 'doc/a.docx'"),
+    ('long', 'long/a.jsonl, line 21: the answer has 601 tokens, which leaves no room for a question in `max_length` 512'), ('ends', "ends/a.jsonl, line 21: `output` contains the end-of-sequence token '<|end|>'"), ('unknown', "unknown/a.jsonl, line 1: no known format in the columns 'foo', 'bar'; say which is which"),
+    ('small', 'client a: expected at least 2 different questions (`min_examples`), got 1'), ('splits', 'splits/dataset_dict.json: expected {"splits": [...]}, as `save_to_disk` writes it'), ('one.jsonl', '`partition`: expected a way to make clients out of one file'),
+    ('two --partition tasks', "(did you mean 'task'?), got 'tasks'"), ('two --partition column', '`partition_args`: expected {column: NAME}, the column whose values are the clients, got {}'), 
+    ("two --partition column --partition_args '{column: hospitl}'", "two/a.jsonl, line 1: no column 'hospitl' (did you mean 'hospital'?) among the columns 'instruction', 'output', 'task', 'hospital'"), ('two --partition column --partition_args hospital', "`partition_args`: expected a mapping, got 'hospital'"),
+    ('two --partition iid', "`num_clients`: expected a number, with partition 'iid', got None"), ('two --partition iid --num_clients 99', '`num_clients`: expected a whole number from 1 to 40 (the number of examples), got 99'), ('two --num_clients 5', '`num_clients`: expected 2 (one a file), or nothing, got 5'),
+    ("two --partition dirichlet --num_clients 2 --partition_args '{alpha: big}'", "`partition_args: alpha`: expected a number above 0, got 'big'"), ("two --partition shards --num_clients 2 --partition_args '{shards_per_client: 1.5}'", '`partition_args: shards_per_client`: expected a whole number from 1 to 20'),
+    ('two --test_share 1', '`test_share`: expected at most 0.9, got 1'), ('two --test_share .9 --valid_share .5', '`valid_share`: expected a share from 0, less than 0.1'), ('two --min_examples 50', 'client a: expected at least 50 different questions (`min_examples`), got 20; 2 clients have too few'),
+    ('two --unseen_clients 2', '`unseen_clients`: expected names, or a whole number from 0 to 1: somebody must train, got 2'), ('two --unseen_clients [c]', "`unseen_clients`: expected one of a, b, got 'c'"), ('two --unseen_tasks [ad]', "`unseen_tasks`: expected tasks of the data: add (did you mean 'add'?), got 'ad'"),
+    ('two --unseen_tasks [add]', '`unseen_tasks`: expected not all tasks of the data: somebody must train'), ('two --data_format alpac', "(did you mean 'alpaca'?), got 'alpac'"), ('two --data_format dolly', "not of the format 'dolly', which has 'instruction', 'context', 'response', in the columns 'instruction', 'output', 'task', 'hospital'"),
+    ("two --data_args '{splt: x}'", "`data_args`: expected keys among 'delimiter', 'turns', 'split' (did you mean 'split'?), got 'splt'"), ("two --data_args '{split: x}'", "`data_args: split`: expected none: two isn't a folder with splits"), ("two --columns '{instrction: q}'", "(did you mean 'instruction'?), got 'instrction'"),
+    ("two --columns '{instruction: q}'", "two/a.jsonl, line 1: no column 'q', which `columns` names, among the columns"), ('two --columns q', "`columns`: expected a mapping, got 'q'"), ('two --template hello', "`template`: expected one of 'auto'"), ('two --system_prompt x --template alpaca', "`system_prompt`: expected nothing with the template 'alpaca'"),
+    ('two --on_bad ignore', "`on_bad`: expected one of 'error', 'drop', got 'ignore'"), ('reasoning-gym --tasks {}', '`tasks`: expected at least one reasoning-gym task, got {}'), ("reasoning-gym --tasks '{gdc: {}}'", '`tasks: gdc`: expected a task and settings that reasoning-gym knows'),
+    ("reasoning-gym --tasks '{gcd: {}}' --columns '{instruction: q}'", '`columns`: expected none: what reasoning-gym makes has no columns'), ('two typo.yaml', "`dta`: expected a known field (did you mean 'data'?), got 'two'"), ('two lines.yaml', "`columns`: expected a mapping, got 'instruction'"), ('two --daat x', "`--daat`: expected a known option (did you mean '--data'?)"),
+]
+shown = [('two --clients c', "`clients`: expected names or numbers of clients, 0 to 1, got 'c'"), ("two --clients ''", "`clients`: expected how many, or names or numbers separated by commas, got ''"), ('two --examples -1', '`examples`: expected at least 0, got -1'),
+         ('two --plot who.doc', "`plot`: expected a name that ends in .png, .pdf or .svg, got 'who.doc'"), ('two --plot no/who.png', "`plot`: expected a file in a folder that exists, got 'no/who.png'"), ("two --plot ''", "`plot`: expected a name that ends in .png, .pdf or .svg, got ''")]
+
+@pytest.mark.parametrize('command,argv,says', [*(('run', *o) for o in wrong), *(('show-data', *o) for o in wrong[::4]), *(('show-data', *o) for o in shown)], ids=lambda o: o[:40])
+def test_wrong_commands(tmp_path, monkeypatch, capsys, command, argv, says):
+    "One line that names the setting or the file, what was expected and what came; exit code 2; and neither a run's folder nor half of anything in the cache."
+    for name,text in files.items(): put(tmp_path/name, text)
+    monkeypatch.chdir(tmp_path)
+    before = {o.name for o in tmp_path.iterdir()}
+    assert main([command, '--data', *shlex.split(argv), '--model', 'tiny', '--output_dir', 'out']) == 2
+    out,err = capsys.readouterr()
+    assert says in err.replace('\n', ' ') and len(err.splitlines()) == 1 and err.startswith('fedai: ')
+    assert {o.name for o in tmp_path.iterdir()} - {'cache'} == before
+    assert not [p for p in (tmp_path/'cache').rglob('*') if p.suffix == '.tmp' or p.is_dir() and not any(p.iterdir()) and p.name != 'data']
