@@ -127,6 +127,7 @@ def add_to_base(model,  # a PEFT or transformers model
 
 class _Exact(_Factors):
     "Puts into the base model what averaged factors miss."
+    carried = ('base',)
     def check(self):
         super().check()
         if self.cfg.server_optimizer != 'none': raise ConfigError('server_optimizer', f"'none' for {self.name}, whose average is exact", self.cfg.server_optimizer)

@@ -63,12 +63,18 @@ class BaseServer:
     one_model = True           # do all clients have the newest average, also those not selected, or each a state of its own?
     alk_connection = None      # (K, K) client graph, where there is one
     scorecard = None           # what `test` found
+    carried = ()               # names of what the store keeps that training needs beside the clients' rows
 
     def __init_subclass__(cls, name=None, paper=None, **kwargs):
         "A subclass with a `name` is an algorithm that a config can name."
         super().__init_subclass__(**kwargs)
         if paper is not None: cls.paper = paper
         if name is not None: cls.name,algorithm_classes[name] = name,cls
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self.made_with = args,kwargs   # so that another process can make its like
+        return self
 
     def __init__(self,
                  cfg:FedConfig,
@@ -83,7 +89,8 @@ class BaseServer:
         if cfg.num_clients is None: cfg = cfg.replace(num_clients=len(lst_data_dict))
         if holdout_ds is None: holdout_ds = getattr(lst_data_dict, 'holdout', None)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients
-        self.callbacks = [Progress()] if callbacks is None else callbacks
+        self.callbacks,self.given_model = [Progress()] if callbacks is None else callbacks,model
+        self.given_model = model
         self.args = self._settings()
         self._set_attributes(kwargs)
         self.task_is_text = _is_text(model)

@@ -56,6 +56,10 @@ class _Mapped:
     def column(self, name)->pa.ChunkedArray: return pa.chunked_array([b.column(name) for b in self.batches], self.schema.field(name).type)
 
 # %% ../nbs/03d_tables.ipynb #82b23aad
+def _there(folder):
+    if not (folder/'examples.arrow').exists(): raise DataError(f"{folder}: the examples are not on this machine; a folder that all machines share does, named by FEDAI_CACHE")
+    return ExampleTable(folder)
+
 class ExampleTable(_Mapped):
     "Examples in a folder's Arrow file, read one by one."
     def __init__(self, folder:str|Path):
@@ -123,6 +127,7 @@ class ExampleTable(_Mapped):
         return pc.binary_join_element_wise(t['instruction'], pc.fill_null(t['input'], ''), '\n').to_pylist()
 
     def take(self, rows)->'Examples': return Examples(self, rows)
+    def __reduce__(self): return _there,(self.folder,)   # another process maps the same files
     def place(self, i:int)->str: return self.batches[i//ROWS].column('place')[i % ROWS].as_py() or f'example {i}' # where it comes from, for errors
 
     def tokens(self, prompter:Prompter)->'TokenTable': # of all rows
