@@ -202,6 +202,7 @@ def _main(argv):
         if type(e).__module__.startswith('yaml'): return _fail(f'an option is no YAML value: {e}', 2)
         raise
     from fedai.prompts import DataError
+    from fedai.servers import RoundFailed
     from fedai.store import StoreError
     from fedai.training import NonFiniteLoss
     try:
@@ -212,7 +213,7 @@ def _main(argv):
         if args.command == 'algorithms': return show_algorithms(args.json, [o for o in args.imports.split(',') if o])
         run_compare(cfg, section) if args.command == 'compare' else run(cfg)
     except (ConfigError,DataError) as e: return _fail(e, 2)
-    except (StoreError,NonFiniteLoss,ImportError,OSError) as e: return _fail(e, 1)
+    except (StoreError,NonFiniteLoss,RoundFailed,ImportError,OSError) as e: return _fail(e, 1)
     return 0
 
 def _fail(e, code):

@@ -6,7 +6,7 @@
 __all__ = ['as_row', 'Double', 'Recipe', 'for_all', 'for_group']
 
 # %% ../nbs/13c_remote.ipynb #a522bd14
-import io, warnings
+import copy, io, warnings
 
 import numpy as np, torch
 from .algorithms import import_user_code
@@ -24,8 +24,10 @@ class _Carried:
 class _Model:
     "In the place of a model among the arguments: the one that the server was given, as it is now, with its LoRA."
     def __init__(self, model):
+        model = copy.deepcopy(model)   # whose parameters don't lie in one row any more; nor will its buffers
+        for m in model.modules(): m._buffers.update({n: b.clone() for n,b in m._buffers.items() if b is not None})
         out = io.BytesIO()
-        torch.save(model, out)   # which knows that the tensors of a row share their memory
+        torch.save(model, out)
         self.data = out.getvalue()
     def get(self): return torch.load(io.BytesIO(self.data), map_location='cpu', weights_only=False)   # from ourselves
 

@@ -446,7 +446,7 @@ class BaseServer:
                 metrics[r.id] = r.metrics
                 self.update(r.state, t, r.id, r.metrics)
                 self.call('after_client', t, r.id, r.metrics)
-        ids,failed = self._present(ids, metrics, failed)
+        ids,failed = self._present(t, ids, metrics, failed)
         rows = self.row_ids(ids)
         M = self.aggregate(rows, t)
         self.call('after_mix', t, M)
@@ -456,6 +456,7 @@ class BaseServer:
         self.call('after_round', record)
 
     def _present(self,
+                 t,       # the round
                  ids,     # the clients that were selected
                  metrics, # of the rows that came back
                  failed,  # row -> why it didn't
@@ -464,7 +465,7 @@ class BaseServer:
         why = {i: failed.get(j, 'no reply') for i in ids for j in self.row_ids([i]) if j not in metrics}
         here = [i for i in ids if i not in why]
         if len(here) < min(self.cfg.min_clients, len(ids)):
-            raise RoundFailed(f"{len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: " + '; '.join(f'client {i}: {w}' for i,w in list(why.items())[:10]) + ". What they trained is kept, and the run goes on from there when it is started again")
+            raise RoundFailed(f"round {t}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: " + '; '.join(f'client {i}: {w}' for i,w in list(why.items())[:10]) + ". What they trained is kept, and the run goes on from there when it is started again")
         return here,{str(i): w for i,w in why.items()}
 
     def record(self,
