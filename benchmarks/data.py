@@ -64,6 +64,7 @@ def one(way, folder):
 def start(way, folder, env):
     out = subprocess.run([sys.executable, __file__, '--one', way, '--folder', str(folder)], capture_output=True, text=True, env=env)
     if out.returncode: sys.exit(out.stderr)
+    print(way, out.stdout.splitlines()[-1], file=sys.stderr, flush=True)
     return json.loads(out.stdout.splitlines()[-1])
 
 def main():
