@@ -144,8 +144,8 @@ class BaseServer:
         "Examples on the disk are tokenised all at once, so what doesn't fit is found before anything is written."
         everyone = [*enumerate(self.lst_data_dict), *getattr(self.lst_data_dict, 'newcomers', {}).items()]
         for name,d in everyone if self.task_is_text else []:
-            for split in ('train','test'):
-                if hasattr(d[split], 'encoded') and not len((got := self.task.prepare(d[split], '')).items): raise DataError(f"client {name}: none of its {got.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
+            for split,exs in d.items():
+                if hasattr(exs, 'encoded') and not len((got := self.task.prepare(exs, '')).items): raise DataError(f"client {name}: none of its {got.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
 
     def _make_model(self, model):
         "The live model on its device, the task that goes with it, and the row that belongs to a client."

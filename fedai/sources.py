@@ -6,7 +6,8 @@
 __all__ = ['read_records', 'bigbench_example', 'find_files', 'Source']
 
 # %% ../nbs/03b_sources.ipynb #61633676
-import csv, glob, gzip, hashlib, json, os, re, zlib
+import csv, glob, gzip, json, re, zlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -308,8 +309,7 @@ def find_files(path:str|Path, # a file, a folder, or a pattern
     if odd: raise ConfigError('data', f"files named {', '.join('.'+o for o in _containers)} and no others, or a pattern such as {str(root/'*.jsonl')!r}", ', '.join(odd[:3]) + (f' and {len(odd)-3} more' if len(odd) > 3 else ''))
     rel = {p: p.relative_to(root) for p in files}
     names = [[_stem(p), (r.parent/_stem(p)).as_posix(), r.as_posix()] for p,r in rel.items()]
-    count = lambda i: {o: [n[i] for n in names].count(o) for o in {n[i] for n in names}}
-    counts = [count(0),count(1)]
+    counts = [Counter(n[i] for n in names) for i in (0,1)]
     return {p: next((n[i] for i in (0,1) if counts[i][n[i]] == 1), n[2]) for p,n in zip(files, names)}
 
 def _stem(p): return re.sub(r'\.\w+(\.gz)?$', '', p.name)

@@ -157,6 +157,15 @@ def test_answers_that_do_not_fit_are_named_by_their_line(tmp_path, make_cfg):
     p = Prompter(get_tokenizer(s.cfg), max_length=64)
     assert token_facts(data, p, 'drop')['dropped'] == 1 and 'ward1.jsonl, line 41' in show_data(data, p, on_bad='drop')
 
+def test_what_does_not_fit_is_found_before_anything_is_written(tmp_path, make_cfg):
+    "Also with a newcomer, who comes last of all; and where nothing that fits is left to a client."
+    folder = wards(tmp_path/'d')
+    write(tmp_path/'d'/'ward9.jsonl', [dict(instruction=f'long {i}', output='x y '*400) for i in range(2)])
+    for fields,says in ((dict(), 'ward9.jsonl, line [12]: the answer has'), (dict(unseen_clients=['ward9']), 'ward9.jsonl, line [12]: the answer has'), (dict(on_bad='drop'), 'client 3: none of its 1 train examples fits in `max_length` 64')):
+        cfg = make_cfg(num_clients=None, max_length=64, data=folder, **fields)
+        with pytest.raises(DataError, match=says): BaseServer(cfg, get_client_data(cfg), callbacks=[])
+        assert not os.path.exists(cfg.output_dir)
+
 def test_show_data_shows_what_is_learned(tmp_path):
     data,p = get_client_data(FedConfig(data=wards(tmp_path/'d'))),Prompter(get_tokenizer(FedConfig(model='tiny')), 'instruction')
     text = show_data(data, p, ['ward2'], 1)
