@@ -10,8 +10,8 @@ from pathlib import Path
 
 PLAN = """import json, sys, time
 from fedai.config import load_config
-from fedai.plan import plan
-print(json.dumps(plan(load_config(sys.argv[1]), clock=time.process_time, began=0.)))"""
+from fedai.plan import make_plan
+print(json.dumps(make_plan(load_config(sys.argv[1]), clock=time.process_time, began=0.)))"""
 RUN = """import sys, time
 from fedai.config import load_config
 from fedai.algorithms import get_server
@@ -34,11 +34,11 @@ tiny = dict(model='tiny', device='cpu', r=8, batch_size=4, max_new_tokens=8, **g
 small = dict(model='smollm2', device='cpu', batch_size=3, max_new_tokens=14, graph='tasks', lr=2e-3, optimizer_args={'weight_decay': 0.}, **gym(four, train_size=24, test_size=12, clients_per_task=2))
 
 CASES = [   # what, settings, is there a test?
-    ('tiny, mira, 8 clients', dict(tiny, rounds=15, local_step=20, graph='tasks'), True),
+    ('tiny, mira, 8 clients', dict(tiny, rounds=12, local_step=20, graph='tasks'), True),
     ('tiny, one by one, 8 clients', dict(tiny, rounds=20, local_step=10, engine='sequential', graph='ring'), True),
-    ('tiny, ditto, 40 clients, half a round, keep_trained', dict(tiny, clients_per_task=10, name='ditto', m=.5, rounds=20, local_step=10, keep_trained=True), True),
-    ('tiny, fedavg with adam at the server, 40 clients', dict(tiny, clients_per_task=10, name='fedavg', rounds=30, local_step=10, server_optimizer='adam', keep_rounds=3), False),
-    ('tiny, flora, 100 clients, a fifth a round', dict(tiny, clients_per_task=25, name='flora', m=.2, rounds=30, local_step=10), False),
+    ('tiny, ditto, 40 clients, half a round, keep_trained', dict(tiny, clients_per_task=10, name='ditto', m=.5, rounds=8, local_step=10, keep_trained=True), True),
+    ('tiny, fedavg with adam at the server, 40 clients', dict(tiny, clients_per_task=10, name='fedavg', rounds=8, local_step=10, server_optimizer='adam', keep_rounds=3), False),
+    ('tiny, flora, 100 clients, a fifth a round', dict(tiny, clients_per_task=25, name='flora', m=.2, rounds=12, local_step=10), False),
     ('smollm2, mira, 8 clients', dict(small, rounds=3, local_step=4), True),
     ('smollm2, mira, 8 clients, no test', dict(small, rounds=3, local_step=4), False),
     ('smollm2, fedavg one by one, 8 clients', dict(small, rounds=2, local_step=3, name='fedavg', engine='sequential'), True),
@@ -86,7 +86,7 @@ def case(what, settings, test, work):
     _,memory,most,text = process([sys.executable, '-c', RUN, str(cfg), 'test' if test else 'no'], str(run))
     rounds,took = map(float, text.splitlines()[-1].split())
     t,picture = plan['time'],(run/'curves.png').stat().st_size
-    said = dict(tokens=plan['tokens']['run'], rounds=sum(t.get(k, 0) for k in ('train','mix','commit','evaluate','prefix')), total=t['total'] - (0 if test else t['test']), peak=plan['memory']['peak'], end=plan['disk']['end'] - (0 if test else plan['disk']['parts']['answers'] - picture), most=plan['disk']['peak'])
+    said = dict(tokens=plan['tokens']['run'], rounds=sum(t.get(k, 0) for k in ('train','mix','commit','evaluate','prefix','tokenise')), total=t['total'] - (0 if test else t['test']), peak=plan['memory']['peak'], end=plan['disk']['end'] - (0 if test else plan['disk']['parts']['answers'] - picture), most=plan['disk']['peak'])
     real = dict(tokens=sum(json.loads(l)['tokens'] for l in (run/'history.jsonl').read_text().splitlines()), rounds=rounds, total=took, peak=memory, end=blocks(run), most=most)
     return dict(what=what, planning=planning, measuring=plan['measured']['seconds'], said=said, real=real, time=t)
 

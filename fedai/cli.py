@@ -105,15 +105,15 @@ def run_show_data(cfg:FedConfig, # the run's settings
         data.plot().savefig(plot, dpi=130, bbox_inches='tight')
         print(f'\nwrote {plot}', file=sys.stderr if as_json else sys.stdout)
 
-# %% ../nbs/17_cli.ipynb #682e32df
+# %% ../nbs/17_cli.ipynb #ef8e9793
 def run_plan(cfg:FedConfig, # the run's settings
              as_json=False, # for programs: nothing else on standard output
-             **kwargs,      # as `fedai.plan.plan` takes them: clients, measure, seconds, memory, disk, hours, began
+             **kwargs,      # as `fedai.plan.make_plan` takes them: clients, measure, seconds, memory, disk, hours, began
             )->dict:        # the plan
     "Say what a run will take, before anything runs: what `fedai plan` does."
     import json
-    from fedai.plan import plan, plan_table
-    p = plan(cfg, **kwargs)
+    from fedai.plan import make_plan, plan_table
+    p = make_plan(cfg, **kwargs)
     print(json.dumps(p, indent=1) if as_json else plan_table(p))
     return p
 

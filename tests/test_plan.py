@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from fedai.algorithms import algorithm_classes, get_server
 from fedai.cli import main
 from fedai.config import ConfigError
-from fedai.plan import estimate, facts, machine, plan, plan_table
+from fedai.plan import estimate, facts, machine, make_plan, plan_table
 from conftest import client_data
 
 def blocks(folder): return {p.stat().st_ino: p.stat().st_blocks*512 for p in [folder, *folder.rglob('*')]}
@@ -23,11 +23,11 @@ def said(*argv):
 def test_parameters_are_those_that_peft_counts(make_cfg, more):
     from fedai.models import get_model
     cfg = make_cfg(**more)
-    p = plan(cfg, client_data(4), measure=False)['parameters']
+    p = make_plan(cfg, client_data(4), measure=False)['parameters']
     assert (p['trained'], p['base'] + p['trained']) == get_model(cfg).get_nb_trainable_parameters()
 
 def test_what_is_trained_is_what_the_algorithm_trains(make_cfg):
-    a,b = (plan(make_cfg(name=n), client_data(4), measure=False) for n in ('fedavg','ffa'))
+    a,b = (make_plan(make_cfg(name=n), client_data(4), measure=False) for n in ('fedavg','ffa'))
     model = get_server(make_cfg(), client_data(4), callbacks=[]).live
     assert a['parameters']['trained'] == sum(t.numel() for t in model.tensors.values())
     assert b['parameters']['trained'] == sum(t.numel() for n,t in model.tensors.items() if 'lora_B' in n)
@@ -40,7 +40,7 @@ RUNS = [dict(name='local'), dict(name='fedavg'), dict(name='fedavg', server_opti
 def test_disk_and_tokens_of_real_runs(make_cfg, more):
     "Files exactly, tokens exactly, bytes within a twentieth."
     cfg = make_cfg(**{'num_clients': 6, 'batch_size': 2, **more})
-    p = plan(cfg, client_data(6))
+    p = make_plan(cfg, client_data(6))
     server = get_server(cfg, client_data(6), callbacks=[])
     history,root = server.fit(),Path(cfg.output_dir)
     assert p['tokens']['exact'] and p['tokens']['run'] == sum(r['tokens'] for r in history)
@@ -58,13 +58,13 @@ def test_the_peak_of_the_disk(make_cfg):
         def after_mix(self, server, t, M):
             nonlocal most
             most = max(most, sum(blocks(server.store.root).values()))
-    p = plan(cfg, client_data(4))
+    p = make_plan(cfg, client_data(4))
     get_server(cfg, client_data(4), callbacks=[Look()]).fit()
     assert abs(p['disk']['peak'] - most) < .1*most
 
 def test_tokens_where_some_clients_stand_for_all(make_cfg):
     data = client_data(4)
-    p,q = plan(make_cfg(), data, measure=False),plan(make_cfg(), data, clients=8, measure=False)
+    p,q = make_plan(make_cfg(), data, measure=False),make_plan(make_cfg(), data, clients=8, measure=False)
     assert not q['tokens']['exact'] and abs(q['tokens']['run']/p['tokens']['run'] - 2) < 1e-6
 
 def test_a_module_is_planned_too(make_cfg):
@@ -74,7 +74,7 @@ def test_a_module_is_planned_too(make_cfg):
     data = [dict(train=[(torch.randn(5), i % 3) for i in range(8)], test=[(torch.randn(5), i % 3) for i in range(4)]) for _ in range(4)]
     kwargs = dict(criterion=torch.nn.CrossEntropyLoss())
     cfg = make_cfg(name='fedavg')
-    p = plan(cfg, data, model, **kwargs)
+    p = make_plan(cfg, data, model, **kwargs)
     assert all(torch.equal(before[n], t) for n,t in model.state_dict().items())
     history = get_server(cfg, data, model, callbacks=[], **kwargs).fit()
     assert p['parameters'] == dict(base=0, trained=18, share=1.) and p['tokens']['run'] == sum(r['tokens'] for r in history) == 4*2*3*2
@@ -84,17 +84,17 @@ def test_a_model_that_is_handed_over_is_as_it_was(make_cfg, name):
     from fedai.models import get_model
     model = get_model(make_cfg())
     before = {n: t.clone() for n,t in model.state_dict().items()}
-    plan(make_cfg(name=name), client_data(4), model)
+    make_plan(make_cfg(name=name), client_data(4), model)
     assert all(torch.equal(before[n], t) for n,t in model.state_dict().items())
 
 def test_nothing_is_left_behind(make_cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     cfg = make_cfg()
-    plan(cfg, client_data(4))
+    make_plan(cfg, client_data(4))
     assert list(tmp_path.iterdir()) == []
     get_server(cfg, client_data(4), callbacks=[]).fit()
     before = {p: p.stat().st_mtime_ns for p in Path(cfg.output_dir).rglob('*')}
-    plan(cfg, client_data(4))   # over a run that is there
+    make_plan(cfg, client_data(4))   # over a run that is there
     assert {p: p.stat().st_mtime_ns for p in Path(cfg.output_dir).rglob('*')} == before and list(tmp_path.iterdir()) == [Path(cfg.output_dir)]
 
 def test_a_million_clients_on_paper(make_cfg):
@@ -106,20 +106,20 @@ def test_a_million_clients_on_paper(make_cfg):
     assert time.perf_counter() - began < .1
     assert p['disk']['parts']['graph'] >= 8*10**12 and p['clients_a_round'] == 1_000_000
     began = time.perf_counter()
-    q = plan(cfg, data, clients=1_000_000, measure=False, memory=64, disk=1000)
+    q = make_plan(cfg, data, clients=1_000_000, measure=False, memory=64, disk=1000)
     assert time.perf_counter() - began < 10
     assert 'graph' in plan_table(q) and q['fix'] and 'name' in q['fix'] and 'm' in q['fix']
-    assert plan(cfg.replace(**q['fix']), data, clients=1_000_000, measure=False, memory=64, disk=1000)['problems'] == []
+    assert make_plan(cfg.replace(**q['fix']), data, clients=1_000_000, measure=False, memory=64, disk=1000)['problems'] == []
     less = {**q['fix'], 'm': q['fix']['m']*2.1}   # the share that is named is the most that fits, within a factor of two
-    assert plan(cfg.replace(**less), data, clients=1_000_000, measure=False, memory=64, disk=1000)['problems']
+    assert make_plan(cfg.replace(**less), data, clients=1_000_000, measure=False, memory=64, disk=1000)['problems']
 
 @pytest.mark.parametrize('bound', ['disk','memory','hours'])
 def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound):
     cfg = make_cfg(num_clients=4, rounds=40, local_step=100, keep_rounds=40, keep_trained=True)
-    once = plan(cfg, client_data(4), clients=2000, measure=bound == 'hours')
+    once = make_plan(cfg, client_data(4), clients=2000, measure=bound == 'hours')
     process = once['memory']['parts']['process']
     half = dict(disk=once['disk']['peak']/2e9, memory=(process + (once['memory']['peak'] - process)/2)/1e9, hours=once['time']['total']/7200 if bound == 'hours' else None)[bound]
-    ask = lambda c: plan(c, client_data(4), clients=2000, measure=bound == 'hours', **{bound: half})
+    ask = lambda c: make_plan(c, client_data(4), clients=2000, measure=bound == 'hours', **{bound: half})
     p = ask(cfg)
     what = bound.replace('hours', 'time')
     o = next(o for o in p['problems'] if o['what'] == what)
@@ -146,14 +146,14 @@ def test_mixing_takes_the_arrays_that_the_plan_counts(tmp_path):
 
 @pytest.mark.parametrize('kwargs,name', [(dict(clients=0),'clients'), (dict(clients=2.5),'clients'), (dict(clients='many'),'clients'), (dict(memory=-1),'memory'), (dict(disk=float('nan')),'disk'), (dict(hours=True),'hours')], ids=str)
 def test_bad_input(make_cfg, kwargs, name):
-    with pytest.raises(ConfigError, match=f'`{name}`'): plan(make_cfg(), client_data(4), **kwargs)
+    with pytest.raises(ConfigError, match=f'`{name}`'): make_plan(make_cfg(), client_data(4), **kwargs)
 
 def test_a_folder_that_cannot_be_written_is_named(make_cfg, tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(ConfigError, match='`output_dir`'): plan(make_cfg(output_dir=str(tmp_path/'file'/'run')), client_data(4))
+    with pytest.raises(ConfigError, match='`output_dir`'): make_plan(make_cfg(output_dir=str(tmp_path/'file'/'run')), client_data(4))
 
 def test_what_is_wrong_with_a_run_is_found(make_cfg):
-    with pytest.raises(ConfigError, match='`optimizer`'): plan(make_cfg(optimizer='Adamm'), client_data(4))
+    with pytest.raises(ConfigError, match='`optimizer`'): make_plan(make_cfg(optimizer='Adamm'), client_data(4))
 
 def test_the_command(tmp_path):
     p = tmp_path/'cfg.yaml'
