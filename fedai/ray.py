@@ -30,10 +30,12 @@ def _checked(args):
     return {**_settings, **args}
 
 def _import_ray(address):
-    "Ray, with the settings that it reads when it is imported; a cluster of our own is entered with a token."
+    "Ray, with the settings that it reads when it is imported: a cluster of our own is entered with a token, and on the loopback interface alone."
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
-    if not address and 'ray' not in sys.modules and 'RAY_AUTH_MODE' not in os.environ: os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=secrets.token_hex(32))
+    if not address and 'ray' not in sys.modules:
+        if 'RAY_AUTH_MODE' not in os.environ: os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'] = '0'   # or it takes 127.0.0.1 for the machine's outer address
     try: import ray
     except ImportError as e: raise ImportError("`engine: ray` needs Ray: pip install 'fedai[ray]'") from e
     return ray
@@ -47,12 +49,17 @@ def _connect(ray, address):
         except (ConnectionError,ValueError,RuntimeError) as e: raise ConfigError('engine_args: address', 'a Ray cluster that can be reached', f'{address} ({e})') from e
         return
     ray.init(address='local', include_dashboard=False, _node_ip_address='127.0.0.1', **quiet)
+    if (ip := ray.util.get_node_ip_address()) != '127.0.0.1':
+        ray.shutdown()
+        raise RuntimeError(f"Ray was imported before fedai and would listen on {ip}: import it after the server is made, or call `ray.init` yourself")
 
 class _Worker:
     "Lives in an actor: a double of the server."
-    def __init__(self, recipe, threads):
+    def __init__(self, recipe, paths, threads):
+        import ray
+        sys.path.extend(p for p in paths if p not in sys.path)   # where the classes may lie that the recipe names, on this machine
         torch.set_num_threads(threads)
-        self.double = recipe()
+        self.double = ray.get(recipe[0])()
     def ready(self): return True
     def train(self, common, rows, ids): return self.double.train_here(common, rows, ids)
     def test(self, pairs, scores): return self.double.test_here(pairs, scores)
@@ -92,7 +99,7 @@ class RayEngine:
     def _start(self):
         "Another worker; it is free when it has its model."
         if self.actor is None: self.actor,self.recipe = self.ray.remote(_Worker),self.ray.put(Recipe(self.server))
-        w = self.actor.options(**self.each).remote(self.recipe, max(1, int(self.each['num_cpus'])))
+        w = self.actor.options(**self.each).remote([self.recipe], sys.path, max(1, int(self.each['num_cpus'])))
         self.starting[w.ready.remote()] = w
 
     def _run(self,
