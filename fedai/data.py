@@ -108,6 +108,7 @@ def _labels(cfg, table, name, rows):
     "A column's numbers for some rows, and its names; rows without one are refused, or left out where the config says so."
     codes,names = table.labels(name)
     without = rows[codes[rows] < 0]
+    if len(without) == len(rows) > 0: raise ConfigError('partition', f"one that needs no `{name}`, since no example has one" + ('' if cfg.partition in ('file','client','task','column') else ', or `partition_args: {by: COLUMN}`'), cfg.partition)
     if len(without) and cfg.on_bad == 'error': raise DataError(f"{table.place(int(without[0]))}: no `{name}`, by which `partition: {cfg.partition}` goes ({len(without)} of {len(rows)} examples have none; or `on_bad: drop`)")
     if len(without): table.about['dropped'],table.about['where'] = table.about['dropped'] + len(without),[*table.about['where'], *([table.place(int(i)), f'no `{name}`'] for i in without[:5])]
     return codes,names,rows[codes[rows] >= 0]

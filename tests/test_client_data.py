@@ -116,7 +116,8 @@ bad_settings = [
     (dict(unseen_clients=['ward9']), 'ward9'),
     (dict(unseen_tasks=['od']), r"`unseen_tasks`: expected tasks of the data: even, odd \(did you mean 'odd'\?\), got 'od'"),
     (dict(min_examples=35), 'client ward0: expected at least 35 different questions'),
-    (dict(partition='client'), 'no `client`'),
+    (dict(partition='client'), "`partition`: expected one that needs no `client`, since no example has one, got 'client'"),
+    (dict(partition='client', on_bad='drop'), "`partition`: expected one that needs no `client`"),
     (dict(data_format='dolli'), "did you mean 'dolly'"),
     (dict(columns={'instruktion': 'a'}), "did you mean 'instruction'"),
     (dict(data_args={'splitt': 'train'}), "did you mean 'split'"),
@@ -133,6 +134,8 @@ def test_one_file_wants_a_partition(tmp_path):
     left = get_client_data(FedConfig(data=str(tmp_path/'some.jsonl'), on_bad='drop'))
     assert left.dropped == 1 and len(left[0]['train']) + len(left[0]['test']) == 29
     write(tmp_path/'plain.jsonl', [dict(instruction=str(i), output='x') for i in range(30)])
+    for bad in ('error','drop'):
+        with pytest.raises(ConfigError, match=r"`partition`: expected one that needs no `task`, since no example has one, or `partition_args: {by: COLUMN}`, got 'dirichlet'"): get_client_data(FedConfig(data=str(tmp_path/'plain.jsonl'), partition='dirichlet', num_clients=3, on_bad=bad))
     with pytest.raises(ConfigError, match='`partition`: expected a way to make clients out of one file'): get_client_data(FedConfig(data=str(tmp_path/'plain.jsonl')))
 
 def test_what_is_dropped_is_counted_and_named(tmp_path):
