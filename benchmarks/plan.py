@@ -34,16 +34,15 @@ tiny = dict(model='tiny', device='cpu', r=8, batch_size=4, max_new_tokens=8, **g
 small = dict(model='smollm2', device='cpu', batch_size=3, max_new_tokens=14, graph='tasks', lr=2e-3, optimizer_args={'weight_decay': 0.}, **gym(four, train_size=24, test_size=12, clients_per_task=2))
 
 CASES = [   # what, settings, is there a test?
+    ('smollm2, mira, 8 clients', dict(small, rounds=2, local_step=5), True),
+    ('smollm2, fedavg one by one, 8 clients', dict(small, rounds=2, local_step=3, name='fedavg', engine='sequential'), True),
+    ('smollm2, mira, last ten layers, kept prefix', dict(small, rounds=5, local_step=6, adapt_layers='last:10'), True),
+    ('smollm2, mira, 16 clients, gradient checkpointing', dict(small, clients_per_task=4, rounds=2, local_step=3, gradient_checkpointing=True), False),
     ('tiny, mira, 8 clients', dict(tiny, rounds=12, local_step=20, graph='tasks'), True),
     ('tiny, one by one, 8 clients', dict(tiny, rounds=20, local_step=10, engine='sequential', graph='ring'), True),
     ('tiny, ditto, 40 clients, half a round, keep_trained', dict(tiny, clients_per_task=10, name='ditto', m=.5, rounds=8, local_step=10, keep_trained=True), True),
     ('tiny, fedavg with adam at the server, 40 clients', dict(tiny, clients_per_task=10, name='fedavg', rounds=8, local_step=10, server_optimizer='adam', keep_rounds=3), False),
     ('tiny, flora, 100 clients, a fifth a round', dict(tiny, clients_per_task=25, name='flora', m=.2, rounds=12, local_step=10), False),
-    ('smollm2, mira, 8 clients', dict(small, rounds=3, local_step=4), True),
-    ('smollm2, mira, 8 clients, no test', dict(small, rounds=3, local_step=4), False),
-    ('smollm2, fedavg one by one, 8 clients', dict(small, rounds=2, local_step=3, name='fedavg', engine='sequential'), True),
-    ('smollm2, mira, last ten layers, kept prefix', dict(small, rounds=6, local_step=6, adapt_layers='last:10'), True),
-    ('smollm2, mira, 16 clients, gradient checkpointing', dict(small, clients_per_task=4, rounds=2, local_step=3, gradient_checkpointing=True), False),
 ]
 
 def blocks(folder):
@@ -98,7 +97,9 @@ def main():
     ap.add_argument('--out', help='a file for the table')
     a = ap.parse_args()
     import torch
-    lines = ['| run | ' + ' | '.join(['tokens','rounds','total','peak memory','disk at the end','disk at most']) + ' | planning (of it measuring) |', '|---'*8 + '|']
+    memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    lines = [f"# Plan\n\n`python benchmarks/plan.py --out benchmarks/plan.md`. What the columns mean stands at the head of the script; in each cell is what the plan says, what the run took, and how far the plan is off.\n\n{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory/2**30:.0f} GiB of memory, torch {torch.__version__}.\n",
+             '| run | ' + ' | '.join(['tokens','rounds','total','peak memory','disk at the end','disk at most']) + ' | planning (of it measuring) |', '|' + '---|'*8]
     worst = {}
     with tempfile.TemporaryDirectory() as d:
         for c in CASES:
@@ -108,9 +109,6 @@ def main():
             for k,v in off.items(): worst[k] = max(worst.get(k, 0), abs(v))
             lines.append(f"| {o['what']} | " + ' | '.join(f"{f(o['said'][k])} / {f(o['real'][k])} ({off[k]:+.0%})" for k,f in SHOWN.items()) + f" | {o['planning']:.0f} s ({o['measuring']:.0f} s) |")
             print(lines[-1], {k: round(v, 2) for k,v in o['time'].items()}, flush=True)
-    lines.append('| furthest off | ' + ' | '.join(f'{worst[k]:.0%}' for k in SHOWN) + ' | |')
-    total = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-    text = f"# Plan\n\n`python benchmarks/plan.py --out benchmarks/plan.md`. What the columns mean stands at the head of the script; in each cell is what the plan says, what the run took, and how far the plan is off.\n\n{os.cpu_count()} cores, {torch.get_num_threads()} threads, {total/2**30:.0f} GiB of memory, torch {torch.__version__}.\n\n" + '\n'.join(lines) + '\n'
-    if a.out: Path(a.out).write_text(text)
+            if a.out: Path(a.out).write_text('\n'.join([*lines, '| furthest off | ' + ' | '.join(f'{worst[k]:.0%}' for k in SHOWN) + ' | |']) + '\n')
 
 if __name__ == '__main__': main()

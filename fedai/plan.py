@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['machine', 'facts', 'estimate', 'make_plan', 'plan_table']
 
-# %% ../nbs/13b_plan.ipynb #1d884e1c
+# %% ../nbs/13b_plan.ipynb #b6a99dba
 import json, math, os, shutil, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
 from .utils import LazyList, rng
 
-# %% ../nbs/13b_plan.ipynb #13bee64f
+# %% ../nbs/13b_plan.ipynb #19a29449
 def _process(key): # bytes; `None` where there is no /proc
     try: return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])*1024
     except (OSError,StopIteration): return None
@@ -48,7 +48,7 @@ def machine(output_dir,   # where a run will write; it needn't be there
     p = _existing(output_dir)
     return dict(memory=int(memory), disk=shutil.disk_usage(p).free, files=os.statvfs(p).f_favail or None)
 
-# %% ../nbs/13b_plan.ipynb #dc721eed
+# %% ../nbs/13b_plan.ipynb #aa77347d
 class _Clock(Callback):
     "When what of a round was done, and what lay on the disk before the commit."
     def __init__(self, time): self.time,self.rounds,self.prefix = time,[],[0.,0]   # seconds and tokens in the layers that never change
@@ -102,7 +102,7 @@ def _watch_peak(device):
 
 def _peak(device): return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else _process('VmHWM')
 
-# %% ../nbs/13b_plan.ipynb #dc1db736
+# %% ../nbs/13b_plan.ipynb #375e59cc
 def _sizes(server, data): return np.array([server.task.size([e]) for e in data.items])
 
 def _count_tokens(server, some):
@@ -158,7 +158,7 @@ def facts(server,     # fresh, its run at round 0
     f.update(of=2, different=d, linked=0, last=[d, 0], process=_memory(server.device))
     return f
 
-# %% ../nbs/13b_plan.ipynb #b05d6f2d
+# %% ../nbs/13b_plan.ipynb #2e3b8a49
 def _steps(server, f, clock, seconds, K):
     "Run some rounds of a few clients; the rates go into `f`."
     cfg,of = server.cfg,range(server.num_clients)
@@ -183,7 +183,7 @@ def _steps(server, f, clock, seconds, K):
         t += 1
         if clock.rounds[-1]['train'] > 2: break   # what the first has besides doesn't count then
     one = clock.rounds[-1]
-    more = int(np.clip(2/max(1e-4, one['train']), 1, 30))
+    more = int(np.clip(8/max(1e-4, one['train']), 1, 30))
     _settings(server, local_step=1+more)
     server.one_round(t, ids)
     many = clock.rounds[-1]
@@ -193,6 +193,7 @@ def _steps(server, f, clock, seconds, K):
     net = lambda o: o['train'] - o['prefix']
     beta = max(1e-12, (net(many) - net(one))/max(1, many['tokens'] - one['tokens']))
     alpha = max(0., net(one) - beta*one['tokens'])/(len(ids)*f['rows'])
+    if net(one) > .2*len(ids)*f['rows']: alpha,beta = 0.,(net(one) + net(many))/(one['tokens'] + many['tokens'])   # beside such steps nothing else counts, and their sum is surer than their difference
     rounds = clock.rounds[1:]
     f.update(seconds_token=beta, seconds_client=alpha, first=max(0., first - alpha*f['rows'] - beta*clock.rounds[0]['tokens']), measured_clients=len(ids), measured_tokens=sum(o['tokens'] for o in clock.rounds), steps=2 + more + (t > 2),
              mix_row=min(o['mix'] for o in rounds)/(len(ids)*f['rows']), commit_row=min(o['commit'] for o in rounds)/(len(ids)*f['rows']), record=(many['record'] - clock.rounds[0]['record'])/max(1, len(ids) - 1), record_round=clock.rounds[0]['record'], state=(server.store.root/'state.json').stat().st_size/(len(ids)*f['rows']),
@@ -238,7 +239,7 @@ def _answers(server, f, clock, ids):
     for _ in server.engine.test(pairs(n), scores=False): pass
     f['seconds_loss'] = (clock.time() - begun)/n
 
-# %% ../nbs/13b_plan.ipynb #87e6bae4
+# %% ../nbs/13b_plan.ipynb #292617d6
 def _number(K, m): return max(1, round(m*K))
 
 def _scaled(count, of, n): # n may be a number on average
@@ -249,7 +250,7 @@ def _scaled(count, of, n): # n may be a number on average
 def _latest(f, cfg, K):
     "For each round, the newest first: how many clients' states made in it are there at the end."
     R,keep,n = cfg.rounds,cfg.keep_rounds,_number(K, cfg.m)
-    if f['selection'] is not None and K == f['clients'] and (cfg.rounds,cfg.m) == f['asked'] and len(f['selection']) == R:
+    if f['selection'] and K == f['clients'] and (cfg.rounds,cfg.m) == f['asked'] and len(f['selection']) == R:
         last = {i: t for t,ids in enumerate(f['selection']) for i in ids}
         left = np.bincount([*last.values()], minlength=R)
         return [len(f['selection'][t]) if R-1-t < keep else int(left[t]) for t in reversed(range(R))],len(last),[len(ids) for ids in f['selection']]
@@ -321,7 +322,7 @@ def estimate(f:dict,         # from `facts`, with or without what was measured
         out['time'] = dict(total=sum(T.values()), **T)
     return out
 
-# %% ../nbs/13b_plan.ipynb #1b9c1399
+# %% ../nbs/13b_plan.ipynb #097dae63
 def _powers(x, least=1):
     "x/2, x/4, ... down to `least`."
     while x > least:
@@ -330,15 +331,15 @@ def _powers(x, least=1):
 
 def _ways(cfg, K, what, est):
     "Settings that may help, each with its values from mild to strong."
-    n = est['clients_a_round']
-    m = dict(m=[float(f'{k/K:.2g}') for k in _powers(n)])
+    m = dict(m=[float(f'{k/K:.2g}') for k in _powers(est['clients_a_round'])])
+    last = dict(name=None, clients=[int(k) for k in _powers(K)])
     keep = dict(keep_rounds=sorted({max(1, int(k)) for k in _powers(cfg.keep_rounds)}, reverse=True))
     if what == 'memory':
         acts = est['memory']['parts'].get('activations', 0)
         return {**(dict(prefix_memory_gb=[float(f'{g:.2g}') for g in (*_powers(cfg.prefix_memory_gb, .1), 0.)]) if est['memory']['parts'].get('prefix') else {}), **(dict(memory_gb=[float(f'{g:.2g}') for g in _powers(max(.02, acts*4/3e9), .01)]) if acts else {}),
-                **(dict(clients_per_batch=[max(1, int(k)) for k in _powers(est['clients_together'])]) if est['engine'] == 'batched' else {}), **m, 'name': None}
-    if what in ('disk','files'): return {**(dict(keep_trained=[False]) if cfg.keep_trained else {}), **keep, **m, **(dict(r=[max(1, int(k)) for k in _powers(cfg.r)]) if what == 'disk' and not cfg.ranks else {}), 'name': None}
-    return {**m, 'rounds': [max(1, int(k)) for k in _powers(cfg.rounds)], 'local_step': [max(1, int(k)) for k in _powers(cfg.local_step)]}
+                **(dict(clients_per_batch=[max(1, int(k)) for k in _powers(est['clients_together'])]) if est['engine'] == 'batched' else {}), **m, **last}
+    if what in ('disk','files'): return {**(dict(keep_trained=[False]) if cfg.keep_trained else {}), **keep, **m, **(dict(r=[max(1, int(k)) for k in _powers(cfg.r)]) if what == 'disk' and not cfg.ranks else {}), **last}
+    return {**m, 'rounds': [max(1, int(k)) for k in _powers(cfg.rounds)], 'local_step': [max(1, int(k)) for k in _powers(cfg.local_step)], 'clients': last['clients']}
 
 def _too_much(est, there):
     "What doesn't fit: name -> (needed, there)."
@@ -349,11 +350,11 @@ def _problems(cfg, K, there, ask, graphless):
     "What doesn't fit, with the settings that make it fit, and settings under which all fits, or `None`."
     def tried(given, what):
         est = ask(given)
-        for field,values in _ways(cfg, K, what, est).items():
+        for field,values in _ways(cfg, given.get('clients', K), what, est).items():
             if field == 'name':
                 if not est['disk']['parts'].get('graph') or graphless is None or 'name' in given: continue
                 values = [graphless]
-            yield field,[v for v in values if field in given or v != getattr(cfg, field)]
+            yield field,[v for v in values if field in given or v != getattr(cfg, field, None)]
     out,est = [],ask({})
     for what,(needs,has) in _too_much(est, there).items():
         fits = []
@@ -367,6 +368,7 @@ def _problems(cfg, K, there, ask, graphless):
         what = next(iter(left))
         strong = None
         for field,values in tried(together, what):
+            if field == 'clients' and strong is not None: continue   # their number comes last
             hit = next((v for v in values if what not in _too_much(ask({**together, field: v}), there)), None)
             if hit is not None: break
             less = [v for v in values if _need(ask({**together, field: v}), what) < .9*_need(ask(together), what)]
@@ -384,7 +386,7 @@ def _problems(cfg, K, there, ask, graphless):
 
 def _need(est, what): return dict(memory=est['memory']['peak'], disk=est['disk']['peak'], files=est['disk']['files'], time=est.get('time', {}).get('total', 0))[what]
 
-# %% ../nbs/13b_plan.ipynb #7e9878b4
+# %% ../nbs/13b_plan.ipynb #9fb76a0f
 @contextmanager
 def _trial(cfg, data, model, kwargs, time):
     "A server as the run will have it, in a folder that is gone after the block."
@@ -393,7 +395,7 @@ def _trial(cfg, data, model, kwargs, time):
     where = tmp if tmp.stat().st_dev == near.stat().st_dev or not os.access(near.parent, os.W_OK) else near.parent
     with tempfile.TemporaryDirectory(prefix='.fedai-plan-', dir=where) as d:
         clock = _Clock(time)
-        server = get_server(cfg.replace(output_dir=f'{d}/run', versus=''), data, model, callbacks=[clock], **kwargs)
+        server = get_server(cfg.replace(output_dir=f'{d}/run'), data, model, callbacks=[clock], **kwargs)
         begin = server.live.row.clone()
         if getattr(server.task, 'prefix', None) is not None: clock.watch(server.task.prefix)
         try: yield server,clock
@@ -407,13 +409,13 @@ def _graphless():
     "The algorithm that is the base class's own, and has no graph."
     return next((n for n,c in algorithm_classes.items() if c.alk_connection is None and c.mixing_matrix is BaseServer.mixing_matrix and not c.settings), None)
 
-# %% ../nbs/13b_plan.ipynb #cc7041c2
+# %% ../nbs/13b_plan.ipynb #95fe4199
 def make_plan(cfg:FedConfig,      # the run's settings
          lst_data_dict=None, # as a server takes it; None: what the config names
          model=None,         # as a server takes it
          clients=None,       # as if there were so many, such as 1_000_000; None: as many as the data has
          measure=True,       # run a few steps? Without, times are absent, and memory is by what a forward pass keeps
-         seconds=60,         # about the most that measuring may take, besides loading
+         seconds=60,         # about the most that the rounds may take; a step of two clients is measured in any case
          memory=None,        # GB there are for the process, or the GPU; None: what this machine has
          disk=None,          # GB for the run's folder; None: what its disk has
          hours=None,         # for the run; None: no bound
@@ -429,7 +431,7 @@ def make_plan(cfg:FedConfig,      # the run's settings
     if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK): raise ConfigError('output_dir', f'a folder that can be written ({near} is none)', cfg.output_dir)
     data = get_client_data(cfg) if lst_data_dict is None else lst_data_dict
     with _trial(cfg, data, model, kwargs, clock) as (server,watch):
-        cfg = server.cfg.replace(output_dir=cfg.output_dir, versus=cfg.versus)
+        cfg = server.cfg.replace(output_dir=cfg.output_dir)
         f = facts(server)
         f['start'] = clock() - began
         there = machine(cfg.output_dir, server.device)
@@ -451,13 +453,13 @@ def make_plan(cfg:FedConfig,      # the run's settings
         if name not in made:
             with _trial(cfg.replace(name=name, algorithm_args={}, graph_args={}), data, server.model, {k: v for k,v in kwargs.items() if k not in ('graph','alk_connection')}, clock) as (other,_): made[name] = {**f, 'kept': [], **{k: v for k,v in facts(other).items() if k not in ('process','token_bytes')}}
         return made[name]
-    def ask(given): return estimate(facts_of(given.get('name')), cfg.replace(**given), K)
+    def ask(given): return estimate(facts_of(given.get('name')), cfg.replace(**{k: v for k,v in given.items() if k != 'clients'}), given.get('clients', K))
     est = ask({})
     problems,fix = _problems(cfg, K, there, ask, _graphless())
     if measure: est['measured'] = dict(seconds=f['measuring'], clients=f['measured_clients'], steps=f['steps'], tokens=f['measured_tokens'], questions=f['measured_questions'])
     return {**est, 'there': there, 'problems': problems, 'fix': fix}
 
-# %% ../nbs/13b_plan.ipynb #801e2beb
+# %% ../nbs/13b_plan.ipynb #03523c1d
 def _size(n):
     for unit in ('B','kB','MB','GB'):
         if n < 999.5: return f'{n:.3g} {unit}' if unit != 'B' else f'{n:.0f} B'
@@ -468,7 +470,7 @@ def _span(s): return f'{s:.2g} s' if s < 10 else f'{s:.0f} s' if s < 120 else f'
 
 def _said(settings): return ', '.join(f'{k}: {str(v).lower() if isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else v}' for k,v in settings.items())
 
-# %% ../nbs/13b_plan.ipynb #ec4ef32b
+# %% ../nbs/13b_plan.ipynb #5e9025c3
 def plan_table(p:dict, # as `make_plan` gives it
               )->str:  # lines of text
     "A plan for people."

@@ -119,13 +119,13 @@ def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound):
     once = make_plan(cfg, client_data(4), clients=2000, measure=bound == 'hours')
     process = once['memory']['parts']['process']
     half = dict(disk=once['disk']['peak']/2e9, memory=(process + (once['memory']['peak'] - process)/2)/1e9, hours=once['time']['total']/7200 if bound == 'hours' else None)[bound]
-    ask = lambda c: make_plan(c, client_data(4), clients=2000, measure=bound == 'hours', **{bound: half})
-    p = ask(cfg)
+    ask = lambda clients=2000, **given: make_plan(cfg.replace(**given), client_data(4), clients=clients, measure=bound == 'hours', **{bound: half})
+    p = ask()
     what = bound.replace('hours', 'time')
     o = next(o for o in p['problems'] if o['what'] == what)
     assert o['needs'] > o['there'] and p['fix'] and (o['settings'] or len(p['fix']) > 1)
     for s in [*o['settings'], p['fix']]:
-        assert what not in [q['what'] for q in ask(cfg.replace(**s))['problems'] if q['needs'] > (1.5 if bound == 'hours' else 1.05)*q['there']], s   # times are measured anew, and so is what the process has
+        assert what not in [q['what'] for q in ask(**s)['problems'] if q['needs'] > (1.5 if bound == 'hours' else 1.05)*q['there']], s   # times are measured anew, and so is what the process has
 
 def test_mixing_takes_the_arrays_that_the_plan_counts(tmp_path):
     "numpy's own, while 1500 tiny rows are mixed: by a graph, and by an average."
@@ -154,6 +154,13 @@ def test_a_folder_that_cannot_be_written_is_named(make_cfg, tmp_path):
 
 def test_what_is_wrong_with_a_run_is_found(make_cfg):
     with pytest.raises(ConfigError, match='`optimizer`'): make_plan(make_cfg(optimizer='Adamm'), client_data(4))
+
+def test_no_rounds_and_few_clients(make_cfg):
+    p = make_plan(make_cfg(rounds=0), client_data(4))
+    assert p['tokens']['run'] == 0 and p['time']['train'] == 0 and p['time']['test'] > 0 and p['disk']['parts'].get('states', 0) == 0
+    one = make_plan(make_cfg(num_clients=1, name='fedavg'), client_data(1))
+    assert one['clients'] == one['clients_a_round'] == 1 and not one['problems']
+    assert make_plan(make_cfg(m=.01), client_data(4), measure=False)['clients_a_round'] == 1
 
 def test_the_command(tmp_path):
     p = tmp_path/'cfg.yaml'
