@@ -244,6 +244,7 @@ class _Clustered(BaseServer):
 class Server_ifca(_Clustered, name='ifca', paper='Ghosh et al., 2020, arXiv:2006.04088'):
     "A fixed number of models; each client trains, and is tested with, the one whose training loss is lowest."
     settings = {'clusters': (2, 'number of models')}
+    needs_data = True
 
     def check(self):
         super().check()

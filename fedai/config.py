@@ -88,7 +88,7 @@ class FedConfig:
     output_dir:str = opt('runs/default', 'run', result=False) # folder of the run: config, states, history, scorecard
     seed:int = opt(0, 'run', lo=0) # keys every random draw, together with its purpose, round and client
     resume:bool = opt(True, 'run', result=False) # continue a run found in `output_dir`; `false` refuses a folder that has one
-    engine:str = opt('auto', 'run', choices=('auto','batched','sequential','ray'), result=False) # how a round's clients are trained: many in one batch, or one after another; 'auto': in one batch where that can be; 'ray': by workers on a Ray cluster
+    engine:str = opt('auto', 'run', choices=('auto','batched','sequential','ray','flower'), result=False) # how a round's clients are trained: many in one batch, or one after another; 'auto': in one batch where that can be; 'ray': by workers on a Ray cluster; 'flower': at their sites, by `fedai flower server`
     engine_args:dict = opt({}, 'run', result=False) # its settings, for ray: `{workers: 4, cpus: 2, gpus: 0.5, address: auto, resources: {}, retries: 3}`
     timeout_s:float|None = opt(None, 'run', above=0, result=False) # seconds that clients elsewhere have for a round's training; who is later is left out of the round. Nothing: as long as it takes
     min_clients:int = opt(1, 'run', lo=1, result=False) # clients that must be there at the end of a round, where some are lost or late; with fewer the run stops

@@ -122,7 +122,7 @@ class BatchedEngine(SequentialEngine):
             out = task.evaluate(rows, datas) if scores else {k: (dict(loss=l),None) for k,l in task.mean_losses(rows, datas).items()}
             for k,(c,_) in enumerate(group): yield c,*out[k]
 
-engines = {'sequential': SequentialEngine, 'batched': BatchedEngine, 'ray': 'fedai.ray:RayEngine'}   # name -> class, or where it is: imported when a config names it
+engines = {'sequential': SequentialEngine, 'batched': BatchedEngine, 'ray': 'fedai.ray:RayEngine', 'flower': 'fedai.flower:FlowerEngine'}   # name -> class, or where it is: imported when a config names it
 
 def get_engine(server,    # its config's `engine`
                name=None, # another one

@@ -63,6 +63,7 @@ class BaseServer:
     one_model = True           # do all clients have the newest average, also those not selected, or each a state of its own?
     alk_connection = None      # (K, K) client graph, where there is one
     scorecard = None           # what `test` found
+    needs_data = False         # does the server look at clients' data, other than by training and testing?
     carried = ()               # names of what the store keeps that training needs beside the clients' rows
 
     def __init_subclass__(cls, name=None, paper=None, **kwargs):
@@ -438,7 +439,7 @@ class BaseServer:
         "Train, mix and commit; groups of clients that a killed run had trained already are not trained again."
         self.call('before_round', t, ids)
         rows = self.row_ids(ids)
-        metrics = {i: m for i,m in self.store.trained(t+1).items() if i in rows and m.get('data') == self.client(i).fingerprint}
+        metrics = {i: m for i,m in self.store.trained(t+1).items() if i in rows and self.same_data(i, m)}
         failed = {}
         for r in self.engine.train([g for g in self.engine.groups(rows) if not all(i in metrics for i in g)], t):
             if isinstance(r, Failure): failed[r.id] = r.why
@@ -454,6 +455,13 @@ class BaseServer:
         self.store.commit(t+1, rows, record, min(ids) if self.shares(t) else None)
         self._remember([record])
         self.call('after_round', record)
+
+    def same_data(self,
+                  i,            # the id of a row
+                  metrics:dict, # of its training
+                 )->bool:
+        "Was a row trained on the data that its client has now?"
+        return metrics.get('data') == self.client(i).fingerprint
 
     def _present(self,
                  t,       # the round
