@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['machine', 'facts', 'estimate', 'make_plan', 'plan_table']
 
-# %% ../nbs/13b_plan.ipynb #1d884e1c
+# %% ../nbs/13b_plan.ipynb #b6a99dba
 import json, math, os, shutil, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
 from .utils import LazyList, rng
 
-# %% ../nbs/13b_plan.ipynb #13bee64f
+# %% ../nbs/13b_plan.ipynb #19a29449
 def _process(key): # bytes; `None` where there is no /proc
     try: return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])*1024
     except (OSError,StopIteration): return None
@@ -48,7 +48,7 @@ def machine(output_dir,   # where a run will write; it needn't be there
     p = _existing(output_dir)
     return dict(memory=int(memory), disk=shutil.disk_usage(p).free, files=os.statvfs(p).f_favail or None)
 
-# %% ../nbs/13b_plan.ipynb #dc721eed
+# %% ../nbs/13b_plan.ipynb #aa77347d
 class _Clock(Callback):
     "When what of a round was done, and what lay on the disk before the commit."
     def __init__(self, time): self.time,self.rounds,self.prefix = time,[],[0.,0]   # seconds and tokens in the layers that never change
@@ -102,7 +102,7 @@ def _watch_peak(device):
 
 def _peak(device): return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else _process('VmHWM')
 
-# %% ../nbs/13b_plan.ipynb #dc1db736
+# %% ../nbs/13b_plan.ipynb #6568e080
 def _sizes(server, data): return np.array([server.task.size([e]) for e in data.items])
 
 def _count_tokens(server, some):
@@ -151,14 +151,14 @@ def facts(server,     # fresh, its run at round 0
         f.update(answer_tokens=float(np.mean([len(e.answer) for d in t for e in d.items])), prompt_tokens=float(np.mean([len(e.prompt) for d in t for e in d.items])))
         if server.task.prefix is not None:
             c,first,size = model.config.get_text_config(),server.task.prefix.first,2 if cfg.prefix_dtype != 'same' else next(model.parameters()).element_size()
-            f.update(prefix=dict(train=c.hidden_size*size, test=(c.hidden_size + 2*first*c.num_key_value_heads*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads))*size))
+            f.update(prefix=dict(train=c.hidden_size*size, test=(c.hidden_size + 2*first*(getattr(c, 'num_key_value_heads', None) or c.num_attention_heads)*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads))*size))
     else: f.update(token_bytes=0.)
     one = server.shares(0) and not server.kept_tensors(0) and cfg.space == 'factors'   # then all have one file
     d = 2*(f['rows'] - 1) + 1 if one else 2*f['rows']
     f.update(of=2, different=d, linked=0, last=[d, 0], process=_memory(server.device))
     return f
 
-# %% ../nbs/13b_plan.ipynb #2d18f0d4
+# %% ../nbs/13b_plan.ipynb #2e3b8a49
 def _steps(server, f, clock, seconds, K):
     "Run some rounds of a few clients; the rates go into `f`."
     cfg,of = server.cfg,range(server.num_clients)
@@ -239,7 +239,7 @@ def _answers(server, f, clock, ids):
     for _ in server.engine.test(pairs(n), scores=False): pass
     f['seconds_loss'] = (clock.time() - begun)/n
 
-# %% ../nbs/13b_plan.ipynb #43c87ab0
+# %% ../nbs/13b_plan.ipynb #292617d6
 def _number(K, m): return max(1, round(m*K))
 
 def _scaled(count, of, n): # n may be a number on average
@@ -322,7 +322,7 @@ def estimate(f:dict,         # from `facts`, with or without what was measured
         out['time'] = dict(total=sum(T.values()), **T)
     return out
 
-# %% ../nbs/13b_plan.ipynb #7837d72c
+# %% ../nbs/13b_plan.ipynb #097dae63
 def _powers(x, least=1):
     "x/2, x/4, ... down to `least`."
     while x > least:
@@ -386,7 +386,7 @@ def _problems(cfg, K, there, ask, graphless):
 
 def _need(est, what): return dict(memory=est['memory']['peak'], disk=est['disk']['peak'], files=est['disk']['files'], time=est.get('time', {}).get('total', 0))[what]
 
-# %% ../nbs/13b_plan.ipynb #8c168e99
+# %% ../nbs/13b_plan.ipynb #9fb76a0f
 @contextmanager
 def _trial(cfg, data, model, kwargs, time):
     "A server as the run will have it, in a folder that is gone after the block."
@@ -409,7 +409,7 @@ def _graphless():
     "The algorithm that is the base class's own, and has no graph."
     return next((n for n,c in algorithm_classes.items() if c.alk_connection is None and c.mixing_matrix is BaseServer.mixing_matrix and not c.settings), None)
 
-# %% ../nbs/13b_plan.ipynb #c9a9eec1
+# %% ../nbs/13b_plan.ipynb #6cd2d1b1
 def make_plan(cfg:FedConfig,      # the run's settings
          lst_data_dict=None, # as a server takes it; None: what the config names
          model=None,         # as a server takes it
@@ -462,7 +462,7 @@ def make_plan(cfg:FedConfig,      # the run's settings
     if measure: est['measured'] = dict(seconds=f['measuring'], clients=f['measured_clients'], steps=f['steps'], tokens=f['measured_tokens'], questions=f['measured_questions'])
     return {**est, 'there': there, 'problems': problems, 'fix': fix}
 
-# %% ../nbs/13b_plan.ipynb #801e2beb
+# %% ../nbs/13b_plan.ipynb #03523c1d
 def _size(n):
     for unit in ('B','kB','MB','GB'):
         if n < 999.5: return f'{n:.3g} {unit}' if unit != 'B' else f'{n:.0f} B'
@@ -473,7 +473,7 @@ def _span(s): return f'{s:.2g} s' if s < 10 else f'{s:.0f} s' if s < 120 else f'
 
 def _said(settings): return ', '.join(f'{k}: {str(v).lower() if isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else v}' for k,v in settings.items())
 
-# %% ../nbs/13b_plan.ipynb #ec4ef32b
+# %% ../nbs/13b_plan.ipynb #5e9025c3
 def plan_table(p:dict, # as `make_plan` gives it
               )->str:  # lines of text
     "A plan for people."
