@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['machine', 'facts', 'estimate', 'make_plan', 'plan_table']
 
-# %% ../nbs/13b_plan.ipynb #b6a99dba
+# %% ../nbs/13b_plan.ipynb #1d884e1c
 import json, math, os, shutil, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
 from .utils import LazyList, rng
 
-# %% ../nbs/13b_plan.ipynb #19a29449
+# %% ../nbs/13b_plan.ipynb #13bee64f
 def _process(key): # bytes; `None` where there is no /proc
     try: return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])*1024
     except (OSError,StopIteration): return None
@@ -48,7 +48,7 @@ def machine(output_dir,   # where a run will write; it needn't be there
     p = _existing(output_dir)
     return dict(memory=int(memory), disk=shutil.disk_usage(p).free, files=os.statvfs(p).f_favail or None)
 
-# %% ../nbs/13b_plan.ipynb #aa77347d
+# %% ../nbs/13b_plan.ipynb #dc721eed
 class _Clock(Callback):
     "When what of a round was done, and what lay on the disk before the commit."
     def __init__(self, time): self.time,self.rounds,self.prefix = time,[],[0.,0]   # seconds and tokens in the layers that never change
@@ -102,7 +102,7 @@ def _watch_peak(device):
 
 def _peak(device): return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else _process('VmHWM')
 
-# %% ../nbs/13b_plan.ipynb #375e59cc
+# %% ../nbs/13b_plan.ipynb #833815a2
 def _sizes(server, data): return np.array([server.task.size([e]) for e in data.items])
 
 def _count_tokens(server, some):
@@ -151,14 +151,14 @@ def facts(server,     # fresh, its run at round 0
         f.update(answer_tokens=float(np.mean([len(e.answer) for d in t for e in d.items])), prompt_tokens=float(np.mean([len(e.prompt) for d in t for e in d.items])))
         if server.task.prefix is not None:
             c,first,size = model.config.get_text_config(),server.task.prefix.first,2 if cfg.prefix_dtype != 'same' else next(model.parameters()).element_size()
-            f.update(prefix=dict(train=c.hidden_size*size, test=(c.hidden_size + 2*first*c.num_key_value_heads*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads))*size))
+            f.update(prefix=dict(train=c.hidden_size*size, test=(c.hidden_size + 2*first*(getattr(c, 'num_key_value_heads', None) or c.num_attention_heads)*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads))*size))
     else: f.update(token_bytes=0.)
     one = server.shares(0) and not server.kept_tensors(0) and cfg.space == 'factors'   # then all have one file
     d = 2*(f['rows'] - 1) + 1 if one else 2*f['rows']
     f.update(of=2, different=d, linked=0, last=[d, 0], process=_memory(server.device))
     return f
 
-# %% ../nbs/13b_plan.ipynb #2e3b8a49
+# %% ../nbs/13b_plan.ipynb #2d18f0d4
 def _steps(server, f, clock, seconds, K):
     "Run some rounds of a few clients; the rates go into `f`."
     cfg,of = server.cfg,range(server.num_clients)
@@ -239,7 +239,7 @@ def _answers(server, f, clock, ids):
     for _ in server.engine.test(pairs(n), scores=False): pass
     f['seconds_loss'] = (clock.time() - begun)/n
 
-# %% ../nbs/13b_plan.ipynb #292617d6
+# %% ../nbs/13b_plan.ipynb #29613ac6
 def _number(K, m): return max(1, round(m*K))
 
 def _scaled(count, of, n): # n may be a number on average
@@ -257,72 +257,81 @@ def _latest(f, cfg, K):
     p = n/K
     return [n if a < keep else n*(1 - p)**a for a in range(R)],K*(1 - (1 - p)**R),[n]*R
 
+def _disk(f, cfg, K, weights, turns, stay, took_part):
+    "At the end, at most, files and folders, and the parts."
+    R,n,rows,b,of = cfg.rounds,_number(K, cfg.m),f['rows'],f['block'],f['of']
+    W,small = _blocks(weights, b),f['folder'] + sum(_blocks(s, b) for s in f['files'].values())
+    def different(a, c): return _scaled(f['different'] if a else f['last'][0], of, c)   # a: rounds before the last
+    def linked(a, c): return _scaled(f['linked'] if a else f['last'][1], of, c)         # states that are links of what was trained
+    def states(a, c): return different(a, c)*W + c*rows*small
+    trained = sum(turns)*rows*(W + small) - sum(linked(a, c) for a,c in enumerate(stay))*W   # a link takes nothing
+    count = sum(c*rows*(1 + len(f['files'])) + different(a, c) for a,c in enumerate(stay))
+    if cfg.keep_trained: count += sum(turns)*rows*(2 + len(f['files'])) - sum(linked(a, c) for a,c in enumerate(stay))
+    graphs = 1 if not f['learned'] else sum(c >= .5 for c in stay)
+    said = [K*f['test_examples']*f['said'], K*f['card'] + 4000, f['picture']] if 'said' in f else []
+    recorded = [f.get('record', 60.)*sum(turns) + f.get('record_round', 200)*R, f.get('state', 90.)*K, 100*R, 2*b]   # history, state.json, timing.jsonl, config.yaml
+    parts = dict(states=sum(states(a, c) + f['folder']*(c >= .5) for a,c in enumerate(stay)), trained=trained if cfg.keep_trained else 0, kept=_scaled(len(f['kept']), of, took_part)*_blocks(np.mean(f['kept']), b) if f.get('kept') else 0,
+                 graph=graphs*_blocks(8*K*K + 128, b) if f['graph'] else 0, records=W + small + sum(_blocks(x, b) for x in recorded), answers=sum(_blocks(x, b) for x in said))
+    end = sum(parts.values())
+    before = turns[-1]*rows*(W + small) - linked(0, turns[-1])*W if R and not cfg.keep_trained else 0   # as trained, in the last round
+    dropped = states(1, n) if R > cfg.keep_rounds else 0
+    return dict(end=round(end), peak=round(max(end, end - parts['answers'] + before + dropped)), files=round(count), parts={k: round(v) for k,v in parts.items() if v})
+
+def _prefix_tokens(f, cfg, K, turns, took_part):
+    "Tokens of different training examples and of test prompts, whose hidden states are kept."
+    if 'prefix' not in f or not cfg.cache_prefix: return 0,0
+    seen = f['examples']*(1 - (1 - min(1, cfg.local_step*min(cfg.batch_size, f['examples'])/f['examples']))**(sum(turns)/K))   # examples that a client trains on
+    return took_part*seen*f['train_tokens']/f['examples'],K*f['tests_apart']*f['test_examples']*f['prompt_tokens']
+
+def _in_memory(f, cfg, K, row, turns, new):
+    "Clients that train together, and the parts of the peak."
+    n,device = _number(K, cfg.m)*f['rows'],torch.device(f['device'])
+    G,cap = f['group'],f.get('pass_tokens', math.inf)
+    if (cfg.memory_gb,cfg.clients_per_batch) != f['bounds']: G,cap = group_limit(cfg, device, row),pass_limit(cfg, device, f['label_bytes']) if 'label_bytes' in f else cap
+    G = int(min(G, n)) if f['engine'] == 'batched' else 1
+    tokens = max(min(cap, f['step_tokens']*G), f['step_tokens']/max(1, cfg.batch_size))   # of a pass
+    parts = dict(process=f['process'] or 0, rows=4*row*G, activations=f['token_bytes']*tokens)
+    if device.type != 'cuda':
+        parts.update(data=max(0, K - f['clients'])*f['data_bytes'], graph=5*8*K*K*f['graph'], mixing=(5 if f['graph'] else 2)*8*n*n, records=300*f['rows']*sum(turns) + 500*K)
+        if any(new): parts['prefix'] = min(cfg.prefix_memory_gb*1e9, new[0]*f['prefix']['train'] + new[1]*f['prefix']['test'])
+    return G,{k: round(v) for k,v in parts.items() if v}
+
+def _seconds(f, cfg, K, row, turns, tokens, new):
+    "Seconds of each part of a run."
+    R,rows,n = cfg.rounds,f['rows'],_number(K, cfg.m)*f['rows']
+    product = 2.*n*n*row/4/2e10 if _scaled(f['different'], f['of'], n) > n/2 and n > 500 else 0
+    again = sum(turns)*rows if K*rows > cfg.max_alive else max(0, K - f['clients'])   # clients whose data is tokenised, besides at the start
+    T = dict(start=f['start'] + f['first'] + f['first_test'] + f['curves'], train=rows*(f['seconds_client']*sum(turns) + f['seconds_token']*tokens), mix=(f['mix_row']*n + product)*R, commit=f['commit_row']*rows*sum(turns), tokenise=f['seconds_data']*again)
+    if 'seconds_prefix' in f: T['prefix'] = f['seconds_prefix']*sum(new)
+    own,tests = f['seconds_own'] if R else f['seconds_base'],K*f['test_examples']
+    apart = f['tests_apart']*tests   # clients with one test set are asked once, where all have one adapter
+    T['test'] = own*tests + f['seconds_base']*apart + (own*apart if R and _scaled(f['different'], f['of'], K) > 1 else 0) + f.get('seconds_score', 0)*tests + f['seconds_loss']*f['holdout']*(K + 2)
+    if cfg.eval_every: T['evaluate'] = f['seconds_loss']*f['test_examples']*sum(c for t,c in enumerate(turns) if (t+1) % cfg.eval_every == 0 or t+1 == R)
+    if cfg.cross: T['cross'] = K*tests*(f['seconds_loss'] if cfg.cross == 'loss' else own)
+    if f['newcomers']: T['newcomers'] = f['newcomers']*(4*(2*own*f['test_examples'] + f['seconds_client'] + f['seconds_token']*f['step_tokens']*cfg.local_step) + K*f['seconds_loss']*f['examples'])   # from four starts
+    return dict(total=sum(T.values()), **T)
+
+# %% ../nbs/13b_plan.ipynb #9e64d86c
 def estimate(f:dict,         # from `facts`, with or without what was measured
              cfg:FedConfig,  # its settings may be others than those that the facts were taken with
              clients=None,   # K; None: as many as the data has
             )->dict:         # plain values, in bytes, tokens, seconds
     "What a run takes, by arithmetic."
     K = f['clients'] if clients is None else clients
-    R,n,b,rows = cfg.rounds,_number(K, cfg.m),f['block'],f['rows']
     row = f['row'] + f['lora']*(cfg.r/f['r'] - 1)
     weights = f['header'] + row
-    measured = 'seconds_token' in f
-    different,linked,of = f['different'],f['linked'],f['of']
-    # disk
     stay,took_part,turns = _latest(f, cfg, K)
-    W,small = _blocks(weights, b),f['folder'] + sum(_blocks(s, b) for s in f['files'].values())
-    def files_of(n, newest=False): return _scaled(f['last'][0] if newest else different, of, n)
-    def states(n, newest=False): return files_of(n, newest)*W + n*rows*small
-    ends = sum(states(c, not a) for a,c in enumerate(stay)) + sum(f['folder'] for c in stay if c >= .5)
-    trained = sum(turns)*rows*(W + small) - sum(_scaled(linked if a else f['last'][1], of, c)*W for a,c in enumerate(stay))   # a link of a state that is there takes nothing
-    files = sum(c*rows*(1 + len(f['files'])) + files_of(c, not a) for a,c in enumerate(stay)) + (sum(turns)*rows*(2 + len(f['files'])) - sum(_scaled(linked if a else f['last'][1], of, c) for a,c in enumerate(stay)) if cfg.keep_trained else 0)
-    kept = _scaled(len(f['kept']), of, took_part)*_blocks(np.mean(f['kept']), b) if f.get('kept') else 0
-    graph = 8*K*K if f['graph'] else 0
-    graphs = _blocks(graph + 128, b)*(1 if not f['learned'] else sum(c >= .5 for c in stay)) if graph else 0
-    record,state = f.get('record', 60.)*sum(turns) + f.get('record_round', 200)*R,f.get('state', 90.)*K
-    tests = K*f['test_examples']
-    records = W + small + _blocks(record, b) + _blocks(state, b) + _blocks(100*R, b) + 2*b   # with the common start, timing.jsonl, config.yaml
-    said = _blocks(tests*f['said'], b) + _blocks(K*f['card'] + 4000, b) + _blocks(f['picture'], b) if measured else 0
-    dropped = states(n) if R > cfg.keep_rounds else 0
-    end = ends + kept + graphs + records + (trained if cfg.keep_trained else 0)
-    now = turns[-1]*rows*(W + small) - _scaled(f['last'][1], of, turns[-1])*W if R and not cfg.keep_trained else 0
-    peak = max(end + now + dropped, end + said)
-    end += said
-    # tokens
-    tokens = f['step_tokens']*cfg.local_step*sum(turns)
-    # memory
-    G,cap,device = f['group'],f.get('pass_tokens', math.inf),torch.device(f['device'])
-    if (cfg.memory_gb,cfg.clients_per_batch) != f['bounds']: G,cap = group_limit(cfg, device, row),pass_limit(cfg, device, f['label_bytes']) if 'label_bytes' in f else cap
-    G = min(G, n*rows) if f['engine'] == 'batched' else 1
-    pass_tokens = max(min(cap, f['step_tokens']*G), f['step_tokens']/max(1, cfg.batch_size))
-    seen = f['examples']*(1 - (1 - min(1, cfg.local_step*min(cfg.batch_size, f['examples'])/f['examples']))**(sum(turns)/K))   # different examples that a client trains on
-    prefix = 0
-    if 'prefix' in f and cfg.cache_prefix:
-        new = took_part*seen*f['train_tokens']/f['examples'],K*f['tests_apart']*f['test_examples']*f['prompt_tokens']
-        prefix = min(cfg.prefix_memory_gb*1e9, new[0]*f['prefix']['train'] + new[1]*f['prefix']['test'])
-    parts = dict(process=f['process'] or 0, data=max(0, K - f['clients'])*f['data_bytes'], rows=4*row*G, activations=f['token_bytes']*pass_tokens, graph=5*graph, mixing=(5 if f['graph'] else 2)*8.*(n*rows)**2, prefix=prefix, records=300.*rows*sum(turns) + 500*K)
-    if f['device'].startswith('cuda'): parts = {k: parts[k] for k in ('process','rows','activations')}
-    out = dict(algorithm=f['algorithm'], clients=K, clients_in_data=f['clients'], clients_a_round=n, rounds=R, engine=f['engine'], clients_together=int(G), device=f['device'],
+    tokens,new = f['step_tokens']*cfg.local_step*sum(turns),_prefix_tokens(f, cfg, K, turns, took_part)
+    together,parts = _in_memory(f, cfg, K, row, turns, new)
+    same = (cfg.rounds,cfg.m,cfg.local_step,K) == (*f['asked'],f['local_step'],f['clients'])
+    out = dict(algorithm=f['algorithm'], clients=K, clients_in_data=f['clients'], clients_a_round=_number(K, cfg.m), rounds=cfg.rounds, engine=f['engine'], clients_together=together, device=f['device'],
                parameters=dict(base=f['base'], trained=f['trained'], share=f['trained']/(f['base'] + f['trained'])),
-               client=dict(bytes={f['weights']: round(weights), **f['files']}, on_disk=round(W + small), states=rows),
-               disk=dict(end=round(end), peak=round(peak), files=round(files), parts={k: round(v) for k,v in dict(states=ends, trained=trained if cfg.keep_trained else 0, kept=kept, graph=graphs, records=records, answers=said).items() if v}),
-               memory=dict(peak=round(sum(parts.values())), of='GPU' if f['device'].startswith('cuda') else 'process', parts={k: round(v) for k,v in parts.items() if v}),
-               tokens=dict(run=round(tokens), a_round=round(tokens/R) if R else 0, a_step=round(f['step_tokens']), exact=f['exact'] and (cfg.rounds,cfg.m) == f['asked'] and cfg.local_step == f['local_step'] and K == f['clients']))
-    if measured:
-        product = 2.*(n*rows)**2*row/4/2e10 if _scaled(different, of, n) > n/2 and n > 500 else 0
-        again = sum(turns)*rows if K*rows > cfg.max_alive else K - f['clients']   # clients whose data is tokenised, besides at the start
-        T = dict(start=f['start'] + f['first'] + f['first_test'] + f['curves'], train=rows*(f['seconds_client']*sum(turns) + f['seconds_token']*tokens), mix=(f['mix_row']*n*rows + product)*R, commit=f['commit_row']*rows*sum(turns), tokenise=f['seconds_data']*max(0, again))
-        if 'seconds_prefix' in f and cfg.cache_prefix: T['prefix'] = f['seconds_prefix']*sum(new)
-        own = f['seconds_own'] if R else f['seconds_base']
-        apart = K*f['tests_apart']*f['test_examples']
-        T['test'] = own*tests + f['seconds_base']*apart + (own*apart if R and _scaled(different, of, K) > 1 else 0) + f.get('seconds_score', 0)*tests + f['seconds_loss']*f['holdout']*(K + 2)
-        if cfg.eval_every: T['evaluate'] = f['seconds_loss']*f['test_examples']*sum(c for t,c in enumerate(turns) if (t+1) % cfg.eval_every == 0 or t+1 == R)
-        if cfg.cross: T['cross'] = K*tests*(f['seconds_loss'] if cfg.cross == 'loss' else own)
-        if f['newcomers']: T['newcomers'] = f['newcomers']*4*(2*own*f['test_examples'] + f['seconds_client'] + f['seconds_token']*f['step_tokens']*cfg.local_step) + f['newcomers']*K*f['seconds_loss']*f['examples']
-        out['time'] = dict(total=sum(T.values()), **T)
-    return out
+               client=dict(bytes={f['weights']: round(weights), **f['files']}, on_disk=round(_blocks(weights, f['block']) + f['folder'] + sum(_blocks(s, f['block']) for s in f['files'].values())), states=f['rows']),
+               disk=_disk(f, cfg, K, weights, turns, stay, took_part), memory=dict(peak=sum(parts.values()), of='GPU' if f['device'].startswith('cuda') else 'process', parts=parts),
+               tokens=dict(run=round(tokens), a_round=round(tokens/max(1, cfg.rounds)), a_step=round(f['step_tokens']), exact=f['exact'] and same))
+    return {**out, 'time': _seconds(f, cfg, K, row, turns, tokens, new)} if 'seconds_token' in f else out
 
-# %% ../nbs/13b_plan.ipynb #097dae63
+# %% ../nbs/13b_plan.ipynb #7837d72c
 def _powers(x, least=1):
     "x/2, x/4, ... down to `least`."
     while x > least:
@@ -386,7 +395,7 @@ def _problems(cfg, K, there, ask, graphless):
 
 def _need(est, what): return dict(memory=est['memory']['peak'], disk=est['disk']['peak'], files=est['disk']['files'], time=est.get('time', {}).get('total', 0))[what]
 
-# %% ../nbs/13b_plan.ipynb #9fb76a0f
+# %% ../nbs/13b_plan.ipynb #8c168e99
 @contextmanager
 def _trial(cfg, data, model, kwargs, time):
     "A server as the run will have it, in a folder that is gone after the block."
@@ -409,7 +418,7 @@ def _graphless():
     "The algorithm that is the base class's own, and has no graph."
     return next((n for n,c in algorithm_classes.items() if c.alk_connection is None and c.mixing_matrix is BaseServer.mixing_matrix and not c.settings), None)
 
-# %% ../nbs/13b_plan.ipynb #95fe4199
+# %% ../nbs/13b_plan.ipynb #c9a9eec1
 def make_plan(cfg:FedConfig,      # the run's settings
          lst_data_dict=None, # as a server takes it; None: what the config names
          model=None,         # as a server takes it
@@ -454,12 +463,15 @@ def make_plan(cfg:FedConfig,      # the run's settings
             with _trial(cfg.replace(name=name, algorithm_args={}, graph_args={}), data, server.model, {k: v for k,v in kwargs.items() if k not in ('graph','alk_connection')}, clock) as (other,_): made[name] = {**f, 'kept': [], **{k: v for k,v in facts(other).items() if k not in ('process','token_bytes')}}
         return made[name]
     def ask(given): return estimate(facts_of(given.get('name')), cfg.replace(**{k: v for k,v in given.items() if k != 'clients'}), given.get('clients', K))
-    est = ask({})
-    problems,fix = _problems(cfg, K, there, ask, _graphless())
+    est,graphless = ask({}),None
+    if est['disk']['parts'].get('graph') and _too_much(est, there):
+        try: graphless = facts_of(_graphless()) and _graphless()
+        except ConfigError: pass   # other settings need a graph
+    problems,fix = _problems(cfg, K, there, ask, graphless)
     if measure: est['measured'] = dict(seconds=f['measuring'], clients=f['measured_clients'], steps=f['steps'], tokens=f['measured_tokens'], questions=f['measured_questions'])
     return {**est, 'there': there, 'problems': problems, 'fix': fix}
 
-# %% ../nbs/13b_plan.ipynb #03523c1d
+# %% ../nbs/13b_plan.ipynb #801e2beb
 def _size(n):
     for unit in ('B','kB','MB','GB'):
         if n < 999.5: return f'{n:.3g} {unit}' if unit != 'B' else f'{n:.0f} B'
@@ -470,7 +482,7 @@ def _span(s): return f'{s:.2g} s' if s < 10 else f'{s:.0f} s' if s < 120 else f'
 
 def _said(settings): return ', '.join(f'{k}: {str(v).lower() if isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else v}' for k,v in settings.items())
 
-# %% ../nbs/13b_plan.ipynb #5e9025c3
+# %% ../nbs/13b_plan.ipynb #ec4ef32b
 def plan_table(p:dict, # as `make_plan` gives it
               )->str:  # lines of text
     "A plan for people."

@@ -113,6 +113,10 @@ def test_a_million_clients_on_paper(make_cfg):
     less = {**q['fix'], 'm': q['fix']['m']*2.1}   # the share that is named is the most that fits, within a factor of two
     assert make_plan(cfg.replace(**less), data, clients=1_000_000, measure=False, memory=64, disk=1000)['problems']
 
+def test_no_algorithm_without_a_graph_where_a_setting_needs_one(make_cfg):
+    p = make_plan(make_cfg(graph='complete', selection='neighbourhood'), client_data(4), clients=1_000_000, measure=False, memory=64, disk=1000)
+    assert p['problems'] and 'name' not in p['fix'] and p['fix']['clients'] < 1_000_000
+
 @pytest.mark.parametrize('bound', ['disk','memory','hours'])
 def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound):
     cfg = make_cfg(num_clients=4, rounds=40, local_step=100, keep_rounds=40, keep_trained=True)
