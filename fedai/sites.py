@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_site_key', 'make_server_keys', 'gate', 'read_clients', 'serve_federation', 'run_site']
 
-# %% ../nbs/15a_sites.ipynb #7864c103
+# %% ../nbs/15a_sites.ipynb #92eeeeb4
 import ctypes, datetime, ipaddress, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from multiprocessing.connection import Listener
 from pathlib import Path
@@ -15,7 +15,7 @@ from .flower import Trainer
 from .partition import natural
 from .utils import write_json, write_text
 
-# %% ../nbs/15a_sites.ipynb #1450d16f
+# %% ../nbs/15a_sites.ipynb #cee889dc
 def _crypto():
     try: import flwr
     except ImportError as e: raise ImportError("this needs Flower: pip install 'fedai[flower]'") from e
@@ -64,7 +64,7 @@ def make_server_keys(folder:str|Path, # of the federation
     _write(folder/'server.pem', cert(hosts[0], key, 'fedai federation', ca, [(x509.SubjectAlternativeName([entry(h) for h in dict.fromkeys([*hosts,'localhost','127.0.0.1'])]), False), (x509.BasicConstraints(False, None), True), (x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), False), (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), False), (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False), (x509.KeyUsage(key_cert_sign=False, crl_sign=False, **usage), True)]), 0o644)
     _write(folder/'ca.crt', cert('fedai federation', ca, 'fedai federation', ca, [(x509.BasicConstraints(True, 0), True), (x509.SubjectKeyIdentifier.from_public_key(ca.public_key()), False), (x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True)]), 0o644)
 
-# %% ../nbs/15a_sites.ipynb #8cb32c72
+# %% ../nbs/15a_sites.ipynb #9a10d272
 _pyproject = '''[build-system]
 requires = ["setuptools"]
 build-backend = "setuptools.build_meta"
@@ -74,7 +74,7 @@ name = "fedai-app"
 version = "1.0.0"
 description = "Hands messages between Flower and fedai"
 license = { file = "LICENSE" }
-dependencies = ["flwr==1.41.0"]
+dependencies = ["flwr>=1.41.0,<1.42"]
 
 [tool.flwr.app]
 publisher = "fedai"
@@ -124,7 +124,7 @@ def _write_app(folder):
     (folder/'fedai_app').mkdir(parents=True, exist_ok=True)
     for name,text in {'pyproject.toml': _pyproject, 'LICENSE': 'Apache-2.0', 'fedai_app/__init__.py': '', 'fedai_app/client.py': _client_app, 'fedai_app/server.py': _server_app}.items(): write_text(folder/name, text)
 
-# %% ../nbs/15a_sites.ipynb #11924984
+# %% ../nbs/15a_sites.ipynb #b51f9e9b
 def _environment(home):
     "What Flower's programs are started with: nothing is sent to its makers, nothing installed."
     return {**os.environ, 'FLWR_HOME': str(home), 'FLWR_TELEMETRY_ENABLED': '0', 'FLWR_DISABLE_UPDATE_CHECK': '1', 'FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION': '1', 'PATH': str(Path(sys.executable).parent) + os.pathsep + os.environ.get('PATH', '')}
@@ -160,7 +160,7 @@ def _address(text, what):
 
 def _tail(path, n=15): return '\n'.join(path.read_text(errors='replace').splitlines()[-n:]) if path.exists() else ''
 
-# %% ../nbs/15a_sites.ipynb #a493e587
+# %% ../nbs/15a_sites.ipynb #4076d2d9
 def gate(to:str,      # https://host:port of the SuperLink
          ca,          # its authority's certificate
          most=2**26,  # bytes of a request; Flower sends arrays in smaller parts
@@ -202,7 +202,7 @@ def _open_gate(folder, listen, port):
         time.sleep(.1)
     raise ConfigError('listen', 'an address that is free', f'{listen[0]}:{listen[1]}')
 
-# %% ../nbs/15a_sites.ipynb #e14961ce
+# %% ../nbs/15a_sites.ipynb #be76c384
 def read_clients(folder:str|Path, # of the federation
                 )->list:          # a dict each, in the order of their ids: name, and what was known before
     "The clients whose keys lie in `clients`: those known before keep their ids, others follow by name."
@@ -284,7 +284,7 @@ def _status(got):
     runs = got.get('runs') or [got.get('run') or {}]
     return str(runs[0].get('status', ''))
 
-# %% ../nbs/15a_sites.ipynb #5d54f761
+# %% ../nbs/15a_sites.ipynb #3add37e2
 def run_site(data:dict,     # {'train': ..., 'test': ...}
              superlink:str, # host:port
              key:str|Path,  # the site's private key
