@@ -159,7 +159,8 @@ class _Exact(_Factors):
     @contextmanager
     def first_model(self):
         self._rebase({})
-        try: yield
+        try:
+            with super().first_model(): yield
         finally: self._rebase(self.store.kept('base') or {})
 
     def aggregate(self, ids, comm_round):

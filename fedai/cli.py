@@ -170,9 +170,11 @@ def run_flower(args,     # of the command line
         try: return serve_federation(args.config, args.folder, args.listen, wait, **_overrides(args))
         except RuntimeError as e: return _fail(e, 1)
     from fedai.data import get_client_data
+    privacy = {name: yaml_value(v) for k,name in (('clip','clip'),('noise','noise'),('delta','delta'),('epsilon','epsilon'),('drown','most')) if (v := getattr(args, k)) is not None}
+    if privacy and 'clip' not in privacy: raise ConfigError('clip', f"a number above 0 beside --{next(iter(privacy)).replace('most', 'drown')}", None)
     if 'data' not in vars(args) and not args.config: raise ConfigError('data', "the site's data", None)
     data = get_client_data(cfg.replace(partition='iid', partition_args={}, num_clients=1, unseen_clients=0, unseen_tasks=[]))   # all of it is one client's
-    run_site(data[0], args.superlink, args.key, args.ca, cfg, vars(args).get('model'))
+    run_site(data[0], args.superlink, args.key, args.ca, cfg, vars(args).get('model'), privacy or None)
     return 0
 
 # %% ../nbs/17_cli.ipynb #748a40f3
@@ -192,6 +194,8 @@ def _add_flower(sub):
     _add_fields(p, ('engine','engine_args','imports'))
     p = f.add_parser('client', help='take part in a federation', allow_abbrev=False, description="Take part in a federation with a site's own data, until stopped. Of the settings below, those of the data and of this machine count; the others are the server's.", epilog='example: fedai flower client --data ward1.jsonl --superlink fed.example.org:9092 --ca ca.crt --key ward1.key')
     for k,text in (('superlink',"where the server is, HOST:PORT"),('ca',"the federation's ca.crt"),('key',"the site's private key")): p.add_argument(f'--{k}', required=True, help=text)
+    g = p.add_argument_group('privacy')
+    for k,text in (('clip','largest length of an update that leaves the site [none]'),('noise','standard deviation of the noise on each of its numbers, in units of --clip [0]'),('delta','δ of the account [1e-5]'),('epsilon','the most that ε may come to, over all runs with this key [no bound]'),('drown','how many times as long as the longest update noise may be [10]')): g.add_argument(f'--{k}', metavar='NUMBER', help=text)
     p.add_argument('config', nargs='?', help='a YAML file with fields of the config')
     _add_fields(p, ('engine','engine_args'))
 

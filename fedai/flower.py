@@ -20,7 +20,7 @@ from .config import ConfigError, FedConfig, load_config
 from .data import ClientData
 from .engines import Failure, Reply, get_engine
 from .evaluation import gain_table, score_table
-from .remote import Double, for_all, for_group
+from .remote import Double, as_row, for_all, for_group
 from .tracking import Progress
 from .utils import write_json
 
@@ -63,9 +63,10 @@ class Trainer:
                  cfg:FedConfig,  # the site's own settings: device, memory, imports
                  model=None,     # the model, if the site doesn't take the server's word for it
                  secret:bytes=b'', # keys the mark of the data
+                 privacy=None,   # a `Privacy`: what is done to an adapter before it leaves
                  log=None,       # file; standard error when not given
                 ):
-        self.data,self.cfg,self.model,self.secret,self.log,self.made,self.double = data,cfg,model,secret,log,None,None
+        self.data,self.cfg,self.model,self.secret,self.privacy,self.log,self.made,self.double = data,cfg,model,secret,privacy,log,None,None
         import_user_code(cfg.imports)
 
     def __call__(self, data:bytes)->bytes:
@@ -99,21 +100,28 @@ class Trainer:
         if (mine := layout_key(d.store.layout)) != say['layout']: raise ConfigError('model', 'the server\'s model with the same LoRA', f"one whose adapters have another form")
         return d
 
+    def common(self, d, say, arrays):
+        "What all clients need, as it was sent."
+        tensors = {n: {} for n in d.carried}
+        for k,a in arrays.items():
+            if k.startswith('kept/'): tensors.setdefault(k.split('/')[1], {})[k.split('/', 2)[2]] = a
+        return dict(round=say['round'], first=say['first'], data={int(i): m for i,m in say['data'].items()}, tensors=tensors)
+
     def train(self, say, arrays):
         d,ids = self._server(say),say['ids']
         for i in ids:
             c = d.client(i)
             if 'marked' not in vars(c): c.fingerprint,c.marked = hashlib.blake2b(c.fingerprint.encode(), key=self.secret[:64], digest_size=16).hexdigest(),True
-        tensors = {}
-        for k,a in arrays.items():
-            if k.startswith('kept/'): tensors.setdefault(k.split('/')[1], {})[k.split('/', 2)[2]] = a
-        common = dict(round=say['round'], data={int(i): m for i,m in say['data'].items()}, tensors={**{n: {} for n in d.carried}, **tensors})
-        out = d.train_here(common, {int(k[4:]): a for k,a in arrays.items() if k.startswith('row/')}, ids)
+        sent = {int(k[4:]): a for k,a in arrays.items() if k.startswith('row/')}
+        out = d.train_here(self.common(d, say, arrays), sent, ids)
+        if self.privacy:
+            names = d.trained_tensors(say['round']) or set(d.live.tensors)
+            out = [(i, self.privacy(as_row(sent[i]), as_row(r), d.store.layout, names).numpy(), m) for i,r,m in out]
         return pack(dict(round=say['round'], metrics={str(i): m for i,_,m in out}), **{f'row/{i}': r for i,r,_ in out})
 
     def test(self, say, arrays):
         d = self._server(say)
-        out = d.test_here([(say['place'], arrays[f'row/{j}']) for j in range(say['n'])], say['scores'])
+        out = d.test_here(self.common(d, say, arrays), [(say['place'], arrays[f'row/{j}']) for j in range(say['n'])], say['scores'])
         return pack(dict(metrics=[{k: v for k,v in m.items() if k != 'task'} for m,_ in out]))
 
 def layout_key(layout)->str: # hex digits
@@ -131,9 +139,9 @@ class _Central:
     "Stands before a server's class: the data is elsewhere."
     def same_data(self, i, metrics): return metrics.get('data') == self._data.get(i % self.num_clients, metrics.get('data'))
     def check(self):
-        super().check()
         if self.needs_data: raise ConfigError('name', 'an algorithm whose server needs no data, on Flower', self.cfg.name)
         if self.cfg.graph_args.get('measure') == 'data': raise ConfigError('graph_args: measure', "'states' or 'updates' on Flower", 'data')
+        super().check()
 
 _numbers = dict(tokens=int, padded=int, examples=int, dropped=int, cut=int)
 
@@ -144,7 +152,7 @@ def _checked_metrics(m, known=None):
         if not isinstance(k, str) or len(k) > 40 or not k.replace('_', '').isalnum(): raise ValueError('metrics: expected names of metrics')
         if k == 'data':
             if not isinstance(v, str) or len(v) > 64 or not v.isalnum(): raise ValueError('metrics: data: expected hex digits')
-        elif isinstance(v, bool) or not isinstance(v, (int,float)) or not math.isfinite(v) or abs(v) > 2**53: raise ValueError(f'metrics: {k}: expected a finite number, got {str(v)[:40]}')
+        elif isinstance(v, bool) or not isinstance(v, (int,float)) or abs(v) > 2**53 or not math.isfinite(v): raise ValueError(f'metrics: {k}: expected a finite number, got {str(v)[:40]}')
     if not isinstance(m.get('loss'), float): raise ValueError(f"metrics: loss: expected a number, got {str(m.get('loss'))[:40]}")
     for k,kind in _numbers.items():
         if known and not (isinstance(m.get(k), kind) and m[k] >= 0): raise ValueError(f'metrics: {k}: expected a whole number of at least 0, got {str(m.get(k))[:40]}')
@@ -172,18 +180,21 @@ class FlowerEngine:
 
     def say(self, place, op, **more):
         "What every message says."
-        return dict(op=op, fields=self.fields, clients=self.server.num_clients, place=place, layout=layout_key(self.server.store.layout), **more)
+        s = self.server
+        return dict(op=op, fields=self.fields, clients=s.num_clients, place=place, layout=layout_key(s.store.layout), round=s.store.round, first=s.is_first, data={str(place): s._data[place]} if place in s._data else {}, **more)
+
+    def kept(self)->dict: # name -> array
+        "What every message has besides rows."
+        return {f'kept/{k}/{n}': a for k,v in for_all(self.server)['tensors'].items() for n,a in v.items()}
 
     def train(self, groups, comm_round):
         "Have the clients train at their sites."
         s,K = self.server,self.server.num_clients
-        common = for_all(s, comm_round)
-        kept = {f'kept/{k}/{n}': a for k,v in common['tensors'].items() for n,a in v.items()}
+        kept = self.kept()
         def jobs():
             for ids in groups:
                 place = ids[0] % K
-                data = {str(place): common['data'][place]} if place in common['data'] else {}
-                yield ids,place,pack(self.say(place, 'train', round=comm_round, ids=ids, data=data), **{f'row/{i}': r for i,r in for_group(s, ids).items()}, **kept)
+                yield ids,place,pack(self.say(place, 'train', ids=ids), **{f'row/{i}': r for i,r in for_group(s, ids).items()}, **kept)
         for ids,reply,why in ask(self.grid, self.nodes, jobs(), 'train', self.timeout, len(groups[0])*s.store.layout.nbytes if groups else 0, f'round {comm_round}'):
             try:
                 if why is None:
@@ -191,18 +202,18 @@ class FlowerEngine:
                     if say.get('round') != comm_round or set(arrays) != {f'row/{i}' for i in ids} or not isinstance(say.get('metrics'), dict) or set(say['metrics']) != set(map(str, ids)): raise ValueError(f'expected rows {ids} of round {comm_round}')
                     got = [Reply(i, s.store.layout.views(_checked_row(s.store.layout, arrays[f'row/{i}'])), _checked_metrics(say['metrics'][str(i)], True)) for i in ids]
                     if any(s._data.get(r.id % K, r.metrics['data']) != r.metrics['data'] for r in got): raise ValueError('trained on other data than before')
-            except ValueError as e: why = f'refused: {e}'
+            except Exception as e: why = f"refused: {e if isinstance(e, ValueError) else type(e).__name__}"   # whatever a site thinks of
             yield from got if why is None else (Failure(i, why) for i in ids)
 
     def test(self, pairs, scores=True):
         "Have rows tested at the sites; what is no client's is tested here. Raises `RuntimeError` where a client can't be."
         s,K = self.server,self.server.num_clients
-        pairs,out = list(pairs),{}
+        pairs,out,kept = list(pairs),{},self.kept()
         home = [k for k,(c,_) in enumerate(pairs) if c.id >= K]
         out.update(zip(home, self.inner.test([pairs[k] for k in home], scores)))
         def jobs():
             for k,(c,row) in enumerate(pairs):
-                if c.id < K: yield k,c.id,pack(self.say(c.id, 'test', n=1, scores=scores), **{'row/0': row.numpy()})
+                if c.id < K: yield k,c.id,pack(self.say(c.id, 'test', n=1, scores=scores), **{'row/0': row.numpy()}, **kept)
         for k,reply,why in ask(self.grid, self.nodes, jobs(), 'evaluate', self.timeout, 0, 'the test'):
             c = pairs[k][0]
             try:
@@ -210,7 +221,7 @@ class FlowerEngine:
                     m = reply[0].get('metrics')
                     if not isinstance(m, list) or len(m) != 1: raise ValueError('expected the metrics of one row')
                     out[k] = c,dict(task='', **_checked_metrics(m[0])) if scores else _checked_metrics(m[0]),None
-            except ValueError as e: why = f'refused: {e}'
+            except Exception as e: why = f"refused: {e if isinstance(e, ValueError) else type(e).__name__}"
             if why is not None: raise RuntimeError(f'client {c.id} could not be tested: {why}. The run is whole; the same command tests again')
         yield from (out[k] for k in range(len(pairs)))
 
@@ -240,7 +251,7 @@ def ask(grid,         # Flower's
             key = waiting.pop(m.metadata.reply_to_message_id, None)
             if key is None: continue   # came before
             try: yield key,_reply(m, most),None
-            except (ValueError,RuntimeError) as e: yield key,None,str(e)
+            except Exception as e: yield key,None,str(e) if isinstance(e, (ValueError,RuntimeError)) else f'refused: {type(e).__name__}'
         pause = .05 if came else min(1., pause*1.3)
         if waiting: time.sleep(pause)
     for key in waiting.values(): yield key,None,f'no reply within {timeout:g} s'

@@ -16,7 +16,7 @@ from .servers import BaseServer
 # %% ../nbs/13c_remote.ipynb #4c6c8196
 class _Carried:
     "What a double has in place of a store: what it was handed."
-    def __init__(self, layout): self.layout,self.round,self.latest,self.rows,self.tensors = layout,None,{},{},{}
+    def __init__(self, layout): self.layout,self.round,self.version,self.latest,self.rows,self.tensors = layout,None,None,{},{},{}
     def load_row(self, i, round=None): return self.rows[i]
     def _where(self, i): return i,self.round
     def kept(self, name): return self.tensors.get(name)
@@ -52,6 +52,15 @@ class Double:
     def client_selection(self): return []
     def row_of(self, client): return self.store.load_row(client.id)   # cut, and with what is the client's own in it, as it was handed over
 
+    def receive(self,
+                common:dict, # as `for_all` gives it
+               ):
+        "Take what all need, if it isn't here yet."
+        s,new = self.store,[common['round'],common['first']]
+        if s.version == new: return
+        s.version,s.round,s.tensors,self._data = new,common['round'],{k: {n: as_row(a) for n,a in v.items()} for k,v in common['tensors'].items()},common['data']
+        self._remember([])   # what the algorithm makes of it
+
     def train_here(self,
                    common:dict, # as `parcel` gives it
                    rows:dict,   # likewise
@@ -59,17 +68,17 @@ class Double:
                   )->list:      # (id, the row as trained: (nbytes,) uint8 array, metrics) for each
         "Let a group train."
         s = self.store
-        if s.round != common['round']:
-            s.round,s.tensors,self._data = common['round'],{k: {n: as_row(a) for n,a in v.items()} for k,v in common['tensors'].items()},common['data']
-            self._remember([])   # what the algorithm makes of it
+        self.receive(common)
         s.rows = {i: as_row(r) for i,r in rows.items()}
         return [(r.id, s.layout.pack(r.state).numpy(), r.metrics) for r in self.engine.train([ids], common['round'])]
 
     def test_here(self,
+                  common:dict, # as `for_all` gives it
                   pairs,       # (id, row: (nbytes,) uint8 array)
                   scores:bool, # also generate and score?
                  )->list:      # (metrics, answers or `None`) for each
         "Test rows, each on a client's test data."
+        self.receive(common)
         return [o for _,*o in self.engine.test(((self.client_list[i], as_row(r)) for i,r in pairs), scores)]
 
 class Recipe:
@@ -88,11 +97,10 @@ class Recipe:
         return type('Double', (Double,self.cls), dict(inner=self.inner))(*map(get, self.args), **{k: get(v) for k,v in self.kwargs.items()})
 
 def for_all(server:BaseServer,
-            comm_round:int, # t, from 0
-           )->dict:         # arrays and JSON values
-    "What a double needs in a round, whoever trains."
-    kept = {n: server.store.kept(n) or {} for n in server.carried}
-    return dict(round=comm_round, data=server._data, tensors={k: {n: t.numpy() for n,t in v.items()} for k,v in kept.items()})
+           )->dict: # arrays and JSON values
+    "What a double needs now, whoever trains or is tested."
+    kept = {n: (None if server.is_first else server.store.kept(n)) or {} for n in server.carried}
+    return dict(round=server.store.round, first=server.is_first, data=server._data, tensors={k: {n: t.numpy() for n,t in v.items()} for k,v in kept.items()})
 
 def for_group(server:BaseServer,
               ids,           # rows of a round

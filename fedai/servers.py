@@ -505,10 +505,14 @@ class BaseServer:
         "What a client is tested with: the state that it was left with."
         return self.row_of(client) if round is None else self.cut_to_rank(self.store.load_row(client.id, round), client.id)
 
+    is_first = False           # is the base model as it was before the first round, though an algorithm added to it?
+
     @contextmanager
     def first_model(self):
         "Within the block the base model is as it was before the first round: it always is, but where an algorithm adds to it."
-        yield
+        self.is_first = True
+        try: yield
+        finally: self.is_first = False
 
     def test(self,
              baselines=False, # also what the clients must beat: the common start, the commonest training answer, the mean of all adapters

@@ -6,13 +6,14 @@
 __all__ = ['make_site_key', 'make_server_keys', 'gate', 'read_clients', 'serve_federation', 'run_site']
 
 # %% ../nbs/15a_sites.ipynb #92eeeeb4
-import ctypes, datetime, ipaddress, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import ctypes, datetime, hashlib, ipaddress, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from multiprocessing.connection import Listener
 from pathlib import Path
 
 from .config import ConfigError, FedConfig, dump_config, load_config
 from .flower import Trainer
 from .partition import natural
+from .privacy import Privacy
 from .utils import write_json, write_text
 
 # %% ../nbs/15a_sites.ipynb #cee889dc
@@ -182,7 +183,7 @@ def gate(to:str,      # https://host:port of the SuperLink
             part = await receive()
             if part['type'] != 'http.request': return
             body,more = body + part.get('body', b''),part.get('more_body', False)
-            if len(body) > most: return await answer(413)
+            if len(body) > most: return await answer(413, [(b'connection',b'close')])
         keep = [(k,v) for k,v in scope['headers'] if k.lower() not in (b'host',b'content-length',b'transfer-encoding',b'connection')]
         try: r = await client.post(path, content=body, headers=keep)
         except httpx.HTTPError: return await answer(502)
@@ -291,6 +292,7 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
              ca:str|Path,   # the federation's certificate
              cfg=None,      # the site's own settings: device, memory, imports
              model=None,    # the model, where the server's word isn't taken for it
+             privacy=None,  # a `Privacy`, or its settings; the account is kept beside the key
              out=None,      # file for the log; standard error when not given
             ):
     "Take part in a federation, until it is stopped: what `fedai flower client` does."
@@ -301,8 +303,8 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
     if Path(key).stat().st_mode & 0o077: raise ConfigError('key', 'a file that only its owner can read (chmod 600)', str(key))
     _crypto()
     secret = Path(key).read_bytes()
-    import hashlib
-    trainer = Trainer(data, cfg or FedConfig(), model, hashlib.sha256(b'fedai data mark' + secret).digest(), out)
+    if isinstance(privacy, dict): privacy = Privacy(**{'path': f'{key}.account.json', **privacy})
+    trainer = Trainer(data, cfg or FedConfig(), model, hashlib.sha256(b'fedai data mark' + secret).digest(), privacy, out)
     folder = Path(tempfile.mkdtemp(prefix='fedai-'))   # mode 700
     authkey = secrets.token_bytes(32)
     env = {**_environment(folder), 'FEDAI_TRAINER': str(folder/'trainer'), 'FEDAI_TRAINER_KEY': authkey.hex()}

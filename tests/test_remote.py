@@ -21,7 +21,7 @@ class Away(SequentialEngine):
     def train(self, groups, t):
         if self.double is None: self.double = pickle.loads(pickle.dumps(Recipe(self.server)))()
         for ids in groups[::-1]:
-            sent = pickle.dumps((for_all(self.server, t), for_group(self.server, ids), ids))
+            sent = pickle.dumps((for_all(self.server), for_group(self.server, ids), ids))
             for i,row,m in pickle.loads(pickle.dumps(self.double.train_here(*pickle.loads(sent)))): yield Reply(i, self.server.store.layout.views(as_row(row)), m)
     def test(self, pairs, scores=True): return self.inner.test(pairs, scores)
 

@@ -1,0 +1,304 @@
+"Sites that are hostile, lost or late, over a grid in one process; the gate; and a real federation on loopback."
+import hashlib, importlib.util, json, os, re, signal, socket, ssl, subprocess, sys, time
+from multiprocessing.connection import Listener
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np, pytest, torch
+from safetensors.numpy import save
+from conftest import client_data, sums
+from fedai.algorithms import algorithm_classes, get_server
+from fedai.config import ConfigError, FedConfig
+from fedai.data import get_client_data
+from fedai.flower import Trainer, central, meet, pack, unpack
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
+
+class Grid:
+    "Hands messages to trainers in this process; `spoil` may change a node's reply, or lose it."
+    def __init__(self, trainers, spoil=None):
+        from flwr.supercore.task_identity import TaskIdentity
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self.trainers,self.spoil,self.sent,self.replies = trainers,spoil or (lambda node, kind, data: data),[],{}
+    def get_node_ids(self): return list(self.trainers)
+    def push_messages(self, messages):
+        out = []
+        for m in messages:
+            node,data = m.metadata.dst_node_id,bytes(m.content['fedai']['message'].numpy())
+            self.sent.append((node,data))
+            out.append(f'{len(self.sent)}')
+            self.replies[out[-1]] = self.spoil(node, m.metadata.message_type, self.trainers[node](data))
+        return out
+    def pull_messages(self, ids):
+        for k in ids:
+            r = self.replies[k]
+            if r is None: continue
+            if isinstance(r, bytes): r = content(np.frombuffer(r, np.uint8))
+            yield SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=k), has_error=lambda: False, content=r) if not isinstance(r, str) else SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=k), has_error=lambda: True, error=SimpleNamespace(code=5, reason=r))
+
+def content(a):
+    from flwr.app import Array, ArrayRecord, RecordDict
+    return RecordDict({'fedai': ArrayRecord({'message': a if isinstance(a, Array) else Array(a)})})
+
+def federation(cfg, data, spoil=None, **site):
+    grid = Grid({10+k: Trainer(d, FedConfig(device='cpu', **site), secret=bytes([k])*32) for k,d in enumerate(data)}, spoil)
+    clients = [dict(name=f's{k}', node=10+k) for k in range(len(data))]
+    meet(grid, clients, 0)
+    return central(cfg, clients, grid, []),grid
+
+def same_rows(a, b): return a.store.latest == b.store.latest and all(torch.equal(a.store.load_row(i), b.store.load_row(i)) for i in a.store.latest)
+
+@pytest.mark.parametrize('name', [n for n in sorted(algorithm_classes) if n in ('cfl','ditto','fedavg','fedex','fedprox','fedsa','ffa','flora','hetlora','local','mira','rolora')])
+def test_the_same_bits_as_in_one_place(make_cfg, name):
+    data = client_data(3)
+    data[1]['train'] = data[1]['train'][:7]   # weighs less
+    more = dict(ranks=[1,2,4]) if name == 'hetlora' else {}
+    home = get_server(make_cfg(name=name, engine='sequential', num_clients=3, rounds=3, **more), data, callbacks=[])
+    home.fit()
+    away,_ = federation(make_cfg(name=name, num_clients=3, rounds=3, **more), data)
+    away.fit()
+    assert same_rows(home, away)
+    drop = lambda h: [{k: v for k,v in r.items() if k != 'data'} for r in h]
+    assert drop(home.history) == drop(away.history)
+    a,b = home.test(baselines=True),away.test(baselines=True)
+    for i in a: assert {k: v for k,v in b[i].items() if k != 'task'} == pytest.approx({k: v for k,v in a[i].items() if k in b[i] and k != 'task'}, rel=1e-6)
+    for p in ('base','average'): assert (p in home.scorecard) == (p in away.scorecard) and (p not in home.scorecard or home.scorecard[p]['mean']['loss'] == pytest.approx(away.scorecard[p]['mean']['loss'], rel=1e-6))
+
+def test_what_leaves_a_site(make_cfg):
+    "No word of the data, and a checksum that somebody who has the same data can't make."
+    data = client_data(2)
+    for d in data:
+        for e in d['train'] + d['test']: e.update(instruction='A patient called Ephraim, ' + e['instruction'], output=e['output'] + ' sesterces')
+    said = []
+    s,grid = federation(make_cfg(num_clients=2, rounds=1), data, lambda node, kind, r: said.append(r) or r)
+    s.fit()
+    s.test(baselines=True)
+    assert len(said) > 6 and not any(w in r for r in said for w in (b'Ephraim', b'sesterces'))
+    marks = [m['data'] for r in said for ms in [unpack(r)[0].get('metrics')] if isinstance(ms, dict) for m in ms.values()]
+    home = get_server(make_cfg(num_clients=2, rounds=0), data, callbacks=[])
+    assert len(set(marks)) == 2 and not set(marks) & {home.client_list[i].fingerprint for i in (0,1)}
+    assert not (Path(s.cfg.output_dir)/'generations.jsonl').exists()
+
+def altered(change):
+    "A spoiler for what node 11 says after training: what it says, and its arrays, changed."
+    def spoil(node, kind, r):
+        if node != 11 or kind != 'train': return r
+        say,arrays = unpack(r)
+        out = change(say, arrays)
+        return pack(say, **arrays) if out is None else None if out is ... else out
+    return spoil
+
+def poison(value, at=0):
+    def change(say, arrays):
+        a = arrays['row/1'].copy()
+        a.view(np.float32)[at] = value
+        arrays['row/1'] = a
+    return change
+
+def told(**metrics): return lambda say, arrays: say['metrics']['1'].update(metrics)
+
+def other_array(**kwargs):
+    from flwr.app import Array
+    return content(Array(**kwargs))
+
+hostile = {
+    'NaN': (poison(np.nan, 5), 'not finite'), 'infinity': (poison(-np.inf, -1), 'not finite'),
+    'short row': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][:-4]}), 'row: expected'), 'long row': (lambda say, arrays: arrays.update({'row/1': np.tile(arrays['row/1'], 2)[:arrays['row/1'].size + 4]}), 'row: expected'),
+    'another type': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'].view(np.float32)}), 'row: expected'), 'another shape': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][None]}), 'row: expected'),
+    "another client's row": (lambda say, arrays: arrays.update({'row/0': arrays.pop('row/1')}), 'expected rows'), 'a row too many': (lambda say, arrays: arrays.update({'row/2': arrays['row/1'][:8]}), 'expected rows'), 'a path for a name': (lambda say, arrays: arrays.update({'../../../etc/passwd': arrays.pop('row/1')}), 'expected rows'), 'no row': (lambda say, arrays: arrays.clear(), 'expected rows'),
+    'another round': (lambda say, arrays: say.update(round=7), 'expected rows'), 'metrics for others': (lambda say, arrays: say['metrics'].update({'0': say['metrics']['1']}), 'expected rows'), 'no metrics': (lambda say, arrays: say.update(metrics=None), 'expected rows'),
+    'loss NaN': (told(loss=float('nan')), 'loss: expected'), 'loss text': (told(loss='0'), 'loss: expected'), 'loss true': (told(loss=True), 'loss: expected'), 'tokens negative': (told(tokens=-5), 'tokens: expected'), 'tokens huge': (told(tokens=10**400), 'tokens: expected'), 'a further metric': (told(evil=1), 'expected loss'),
+    'a path for a mark': (told(data='../x'), 'data: expected'), 'other data': (told(data='0'*32), 'other data'),
+    'no bytes': (lambda *_: b'', 'no message'), 'noise': (lambda *_: os.urandom(1000), 'no message'), 'pickle': (lambda *_: b'\x80\x04\x95' + b'x'*50, 'no message'), 'cut off': (lambda say, arrays: pack(say, **arrays)[:-1], 'no message'), 'nested': (lambda *_: save({'say': np.frombuffer(b'['*10**4, np.uint8)}), 'no message'),
+    'far too long': (lambda *_: bytes(10**6), r'1,000,128 bytes, of at most'), 'an error': (lambda *_: pack(dict(error='Oh no!\n\x1b[31m' + 'x'*500)), r'Ohno31mx+ at the site'), 'Flower fails': (lambda *_: 'broken \x1b[31m', r'error 5: broken \[31m'), 'nothing': (lambda *_: ..., 'no reply within'),
+    'another record': (lambda *_: {'other': 1}, 'no message'), 'objects': (lambda *_: other_array(dtype='object', shape=(1,), stype='numpy.ndarray', data=__import__('pickle').dumps([1])), 'no array'), 'another serialisation': (lambda *_: other_array(dtype='uint8', shape=(3,), stype='torch', data=b'abc'), 'no array'), 'floats': (lambda *_: content(np.zeros(9, np.float32)), 'no bytes'),
+}
+
+@pytest.mark.parametrize('how', hostile)
+def test_a_hostile_site_is_named_and_never_mixed(make_cfg, how):
+    change,why = hostile[how]
+    data,rounds = client_data(3),[]
+    def spoil(node, kind, r):
+        if kind == 'train': rounds.append(node)
+        return altered(change)(node, kind, r) if how != 'other data' or len(rounds) > 3 else r   # that is seen from the second round on
+    cfg = make_cfg(num_clients=3, rounds=2, keep_trained=True, keep_rounds=9, name='fedavg', timeout_s=.3 if how == 'nothing' else 60)
+    s,_ = federation(cfg, data, spoil)
+    h = s.fit()
+    first = 1 if how == 'other data' else 0
+    assert all(list(r['failed']) == ['1'] and re.search(why, r['failed']['1']) and r['failed']['1'].isprintable() and r['selected'] == [0,2] for r in h[first:]), h[-1].get('failed')
+    if how != 'other data':   # the others' run is as if it weren't there
+        rows = [np.fromfile(Path(cfg.output_dir)/str(t)/f'trained_{i}'/'adapter_model.safetensors', np.uint8) for t in (1,2) for i in (0,2)]
+        assert not list(Path(cfg.output_dir).glob('*/trained_1')) and len(rows) == 4
+        from safetensors.torch import load_file
+        f = Path(cfg.output_dir)/'2'
+        old,new = [load_file(f/f'trained_{i}'/'adapter_model.safetensors') for i in (0,2)],load_file(f/'local_output_0'/'adapter_model.safetensors')
+        for n in new: assert (new[n].double() - (old[0][n].double() + old[1][n].double())/2).abs().max() < 1e-7
+    assert s.store.check() == [] and sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal()) == ['.lock','config.yaml','history.jsonl','state.json']
+
+def test_a_reply_is_taken_once(make_cfg):
+    "Replies to earlier messages come again with each pull."
+    data = client_data(2)
+    s,grid = federation(make_cfg(num_clients=2, rounds=2), data)
+    pull,old = grid.pull_messages,[]
+    def replay(ids):
+        new = list(pull(ids))
+        yield from old + new
+        old.extend(new)
+    grid.pull_messages = replay
+    s.fit()
+    home = get_server(make_cfg(num_clients=2, rounds=2, engine='sequential'), data, callbacks=[])
+    home.fit()
+    assert same_rows(home, s) and not any('failed' in r for r in s.history)
+
+def test_a_site_minds_its_own_affairs(make_cfg, tmp_path, capsys):
+    "The server can't name a site's files, code or devices; its log says what the server doesn't hear."
+    data = client_data(1)[0]
+    t = Trainer(data, FedConfig(device='cpu', output_dir=str(tmp_path/'mine')))
+    fields = {**make_cfg().asdict(), 'imports': ['/tmp/evil.py'], 'output_dir': '/etc/evil', 'device': 'cuda:7', 'data': '/etc/passwd'}
+    cfg = t.settings(fields)
+    assert (cfg.imports,cfg.output_dir,cfg.device,cfg.data) == ([],str(tmp_path/'mine'),'cpu','reasoning-gym')
+    for model in (str(tmp_path), 'weights.gguf'):
+        with pytest.raises(ConfigError, match='the server names a file'): t.settings({**fields, 'model': model})
+    assert Trainer(data, FedConfig(device='cpu'), model='tiny').settings({**fields, 'model': '/etc'}).model == 'tiny'
+    assert unpack(t(pack(dict(op='__init__'))))[0] == dict(error='ValueError') and 'expected hello, train or test' in capsys.readouterr().err
+    assert unpack(t(b'noise'))[0] == dict(error='ValueError')
+    s,_ = federation(make_cfg(num_clients=2, r=2), client_data(2))
+    other = pack(s.engine.say(0, 'test', n=0, scores=False) | dict(layout='0'*32))
+    assert unpack(t(other))[0] == dict(error='ConfigError')
+    assert not (tmp_path/'mine').exists()
+
+def test_what_can_not_be_done_on_flower_is_said(make_cfg):
+    with pytest.raises(ConfigError, match='`name`: expected an algorithm whose server needs no data'): federation(make_cfg(num_clients=2, name='ifca'), client_data(2))
+    with pytest.raises(ConfigError, match='measure'): federation(make_cfg(num_clients=2, graph='learned', graph_args=dict(measure='data')), client_data(2))
+    with pytest.raises(ConfigError, match='`graph`'): federation(make_cfg(num_clients=2, graph='tasks'), client_data(2))
+    with pytest.raises(ConfigError, match="another than 'flower'"): get_server(make_cfg(engine='flower'), client_data(4), callbacks=[])
+    with pytest.raises(TimeoutError, match='never connected: s1'): meet(Grid({10: Trainer(client_data(1)[0], FedConfig())}), [dict(name='s0', node=10), dict(name='s1', node=11)], 0)
+
+def test_killed_between_replies_and_started_again(make_cfg):
+    data = client_data(3)
+    home = get_server(make_cfg(num_clients=3, rounds=3, engine='sequential'), data, callbacks=[])
+    home.fit()
+    cfg,trained = make_cfg(num_clients=3, rounds=3),[]
+    class Killed(BaseException): pass
+    def spoil(node, kind, r):
+        if kind == 'train': trained.append(node)
+        return r
+    s,_ = federation(cfg, data, spoil)
+    real = s.update
+    def update(state, t, id, metrics):
+        if (t,id) == (1,1): raise Killed
+        real(state, t, id, metrics)
+    s.update = update
+    with pytest.raises(Killed): s.fit()
+    del trained[:]
+    s,_ = federation(cfg, data, spoil)
+    s.fit()
+    assert same_rows(home, s) and trained == [11,12,10,11,12]   # what had come isn't asked for again
+
+# a real federation on loopback
+
+FEDAI = [sys.executable, '-c', 'import sys; from fedai.cli import main; sys.exit(main())']
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def fedai(*args, **kw): return subprocess.run([*FEDAI, *map(str, args)], capture_output=True, text=True, timeout=100, **kw)
+
+def test_the_gate(tmp_path):
+    import anyio, httpx
+    from fedai.sites import gate, make_server_keys
+    make_server_keys(tmp_path/'fed', ['x'])
+    app = gate('https://127.0.0.1:9', tmp_path/'fed'/'ca.crt', most=1000)   # where nobody is
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='https://x') as c:
+            return [(await c.post(p, content=bytes(n))).status_code for p,n in (('/v1/fleet/push-object', 1000), ('/v1/fleet/push-object', 1001), ('/v1/control/start-run', 5), ('/v1/fleet/', 5), ('/v1/fleet/x/y', 5), ('/v1/fleet/x?y=/v1/control', 5))] + [(await c.get('/v1/fleet/get-run')).status_code]
+    assert anyio.run(ask) == [502,413,404,404,404,502,404]
+
+class Federation:
+    "Its folder, and what was started for it."
+    def __init__(self, tmp):
+        self.tmp,self.started,self.port = tmp,{},free_port()
+        self.env = {**os.environ, 'OMP_NUM_THREADS': '1', 'FEDAI_CACHE': str(tmp/'cache')}
+    def start(self, name, *args):
+        with open(self.tmp/f'{name}.log', 'a') as log: self.started[name] = p = subprocess.Popen([*FEDAI, 'flower', *map(str, args)], cwd=self.tmp, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        return p
+    def site(self, name): return self.start(name, 'client', '--data', f'{name}.jsonl', '--superlink', f'127.0.0.1:{self.port}', '--ca', 'fed/ca.crt', '--key', f'{name}.key', '--device', 'cpu')
+    def server(self, **fields): return self.start('server', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{self.port}', '--wait', 60, *(o for k,v in fields.items() for o in (f'--{k}', v)))
+    def log(self, name): return (self.tmp/f'{name}.log').read_text()
+    def wait_for(self, what, name, seconds=90):
+        end = time.monotonic() + seconds
+        while what not in self.log(name):
+            assert time.monotonic() < end and self.started[name].poll() is None, self.log(name)[-3000:]
+            time.sleep(.1)
+    def kill(self, name, sig=signal.SIGKILL):
+        "This process alone; what it started must end by itself."
+        p = self.started.pop(name)
+        p.send_signal(sig)
+        p.wait(20)
+    def close(self):
+        for n in list(self.started): self.kill(n, signal.SIGTERM)
+
+def ours(tmp):
+    "Processes that were started for a folder: its name is in their arguments or their environment."
+    out = []
+    for p in os.listdir('/proc'):
+        if not p.isdecimal() or int(p) == os.getpid(): continue
+        try: there = (Path('/proc')/p/'cmdline').read_bytes() + (Path('/proc')/p/'environ').read_bytes()
+        except OSError: continue
+        if str(tmp).encode() in there: out.append((p, (Path('/proc')/p/'cmdline').read_bytes()[:100] if (Path('/proc')/p).exists() else b''))
+    return out
+
+def test_a_federation_on_loopback(tmp_path):
+    "TLS and keys; one that isn't registered; the server killed and started again; a site killed and started again."
+    f = Federation(tmp_path)
+    assert fedai('flower', 'keys', 'server', 'fed', '--host', '127.0.0.1', cwd=tmp_path).returncode == 0
+    for k,name in enumerate(['s0','s1','stranger']):
+        assert fedai('flower', 'keys', 'site', name, cwd=tmp_path).returncode == 0
+        (tmp_path/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, sums(k, 12 + 4*k))) + '\n')
+        if name != 'stranger': (tmp_path/'fed'/'clients'/f'{name}.pub').write_text((tmp_path/f'{name}.pub').read_text())
+    fields = dict(model='tiny', rounds=3, local_step=2, batch_size=3, r=4, max_new_tokens=4, graph='complete', name='mira', timeout_s=60)
+    (tmp_path/'run.yaml').write_text(json.dumps({**fields, 'output_dir': 'away'}))
+    try:
+        for n in ('s0','s1','stranger'): f.site(n)
+        f.server()
+        f.wait_for('round 1/3', 'server')
+        # nothing but what nodes say gets through the gate, and that with TLS and a key only
+        import httpx
+        context = ssl.create_default_context(cafile=str(tmp_path/'fed'/'ca.crt'))
+        with httpx.Client(base_url=f'https://127.0.0.1:{f.port}', verify=context) as c:
+            assert [c.get('/health').status_code, c.post('/v1/control/start-run').status_code, c.post('/v1/control/register-node').status_code, c.post('/v1/runtime/pull-task').status_code, c.get('/docs').status_code, c.post('/v1/fleet/../control/start-run').status_code, c.post('/v1/fleet/%2e%2e/control/start-run').status_code] == [404]*7
+            assert c.post('/v1/fleet/pull-messages').status_code in (400,401,415,422)
+        with pytest.raises(httpx.HTTPError): httpx.get(f'http://127.0.0.1:{f.port}/health')
+        with pytest.raises(httpx.ConnectError): httpx.get(f'https://127.0.0.1:{f.port}/health')   # an authority that nobody knows
+        f.kill('server')
+        f.server()
+        assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]
+        assert 'rounds are done, going on' in f.log('server') and 'worst tenth' in f.log('server')
+        sites = [get_client_data(FedConfig(data=str(tmp_path/f'{n}.jsonl'), partition='iid', num_clients=1))[0] for n in ('s0','s1')]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        home = get_server(FedConfig(**fields, output_dir=str(tmp_path/'home'), device='cpu', engine='sequential'), sites, callbacks=[])
+        home.fit()
+        torch.set_num_threads(threads)
+        for i in (0,1): assert (home.store.path(i)/'adapter_model.safetensors').read_bytes() == (tmp_path/'away'/'3'/f'local_output_{i}'/'adapter_model.safetensors').read_bytes()
+        clients = json.loads((tmp_path/'fed'/'clients.json').read_text())
+        assert [(c['name'],c['examples'],c['test']) for c in clients] == [(n, len(d['train']), len(d['test'])) for n,d in zip(('s0','s1'), sites)]
+        assert 'the SuperNode ended' in f.log('stranger')
+        f.kill('stranger', signal.SIGTERM)
+        # a site that is lost is left out of the round, and the run is whole; with the site there, it is tested
+        f.server(rounds=5, timeout_s=25)
+        f.wait_for('round 4/5', 'server')
+        f.kill('s1')
+        assert f.started.pop('server').wait(100) == 1 and 'client 1 is left out of round 5' in f.log('server') and 'client 1 could not be tested' in f.log('server')
+        f.site('s1')
+        f.server(rounds=5)
+        assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]
+        history = [json.loads(l) for l in (tmp_path/'away'/'history.jsonl').read_text().splitlines()]
+        assert [r['selected'] for r in history] == [[0,1]]*4 + [[0]] and list(history[4]['failed']) == ['1']
+        assert json.loads((tmp_path/'away'/'scorecard.json').read_text())['clients'].keys() == {'0','1'}
+    finally: f.close()
+    for _ in range(100):
+        if not (left := ours(tmp_path)): break
+        time.sleep(.1)
+    assert not left
