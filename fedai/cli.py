@@ -190,7 +190,7 @@ def _add_flower(sub):
     p.add_argument('config', help='a YAML file with fields of the config')
     p.add_argument('--folder', required=True, help="the federation's, with the keys of its sites in `clients`")
     p.add_argument('--listen', default='127.0.0.1:9092', metavar='HOST:PORT', help='where sites reach the server [127.0.0.1:9092]')
-    p.add_argument('--wait', default='300', metavar='S', help='seconds to wait for sites that were never connected [300]')
+    p.add_argument('--wait', default='300', metavar='S', help="seconds to wait for sites that aren't connected [300]")
     _add_fields(p, ('engine','engine_args','imports'))
     p = f.add_parser('client', help='take part in a federation', allow_abbrev=False, description="Take part in a federation with a site's own data, until stopped. Of the settings below, those of the data and of this machine count; the others are the server's.", epilog='example: fedai flower client --data ward1.jsonl --superlink fed.example.org:9092 --ca ca.crt --key ward1.key')
     for k,text in (('superlink',"where the server is, HOST:PORT"),('ca',"the federation's ca.crt"),('key',"the site's private key")): p.add_argument(f'--{k}', required=True, help=text)

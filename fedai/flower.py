@@ -232,29 +232,34 @@ def ask(grid,         # Flower's
         timeout:float, # seconds for all of them
         most:int,     # bytes of a reply's rows
         what:str,     # it is for, in words
+        patience=30., # seconds to wait for a node that isn't connected
        ):             # yields (key, (what is said, arrays), `None`) or (key, `None`, why not), as they come
     "Send messages to sites and wait for the replies."
     from flwr.app import Array, ArrayRecord, Message, RecordDict
-    waiting,ready,until,pause = {},[],time.monotonic() + timeout,.05
-    for key,place,data in jobs:
-        if nodes.get(place) is None:
-            ready.append((key, None, 'never connected'))
-            continue
+    waiting,unsent,began,pause = {},[],time.monotonic(),.05
+    def send(key, place, data):
+        "Is the message on its way? Flower takes none for a node that isn't connected."
         m = Message(RecordDict({'fedai': ArrayRecord({'message': Array(np.frombuffer(data, np.uint8))})}), nodes[place], kind, ttl=timeout + 60, group_id=what)
-        sent = list(grid.push_messages([m]))
-        if not sent or not sent[0]: ready.append((key, None, 'the message could not be sent'))
-        else: waiting[sent[0]] = key
-    yield from ready
-    while waiting and time.monotonic() < until:
-        came = list(grid.pull_messages(list(waiting)))
+        ids = list(grid.push_messages([m]))
+        if ids and ids[0]: waiting[ids[0]] = key
+        return bool(ids and ids[0])
+    for job in jobs:
+        if not send(*job): unsent.append(job)
+    while (waiting or unsent) and time.monotonic() < began + timeout:
+        came = list(grid.pull_messages(list(waiting))) if waiting else []
         for m in came:
             key = waiting.pop(m.metadata.reply_to_message_id, None)
             if key is None: continue   # came before
             try: yield key,_reply(m, most),None
             except Exception as e: yield key,None,str(e) if isinstance(e, (ValueError,RuntimeError)) else f'refused: {type(e).__name__}'
+        unsent = [job for job in unsent if not send(*job)]
+        if unsent and time.monotonic() > began + patience:
+            for key,*_ in unsent: yield key,None,'not connected'
+            unsent = []
         pause = .05 if came else min(1., pause*1.3)
-        if waiting: time.sleep(pause)
+        if waiting or unsent: time.sleep(pause)
     for key in waiting.values(): yield key,None,f'no reply within {timeout:g} s'
+    for key,*_ in unsent: yield key,None,'not connected'
 
 def _reply(m, most):
     "What a reply says; raises `RuntimeError` where there is none, `ValueError` where it is none."
@@ -283,24 +288,25 @@ def central(cfg:FedConfig,
 
 def meet(grid,          # Flower's
          clients,       # a dict each: name, node; and once they were met: examples, test
-         wait:float=300., # seconds to wait for those who were never met
+         wait:float=300., # seconds to wait for those who aren't connected
         ):              # fills in what is missing
-    "Ask clients how many examples they have; raises `TimeoutError` for those who can't be reached."
+    "Wait for clients to be connected, and ask those who were never met how many examples they have; raises `TimeoutError` where one of them doesn't come."
     until = time.monotonic() + wait
-    while new := {i: c['node'] for i,c in enumerate(clients) if 'examples' not in c}:
-        here = set(grid.get_node_ids())
+    while True:
+        here,new = set(grid.get_node_ids()),{i: c['node'] for i,c in enumerate(clients) if 'examples' not in c}
         for i,reply,why in ask(grid, new, [(i, i, pack(dict(op='hello'))) for i,n in new.items() if n in here], 'query', 60., 0, 'hello'):
             if why is not None: continue
             say = reply[0]
             if all(type(say.get(k)) is int and 0 < say[k] < 2**40 for k in ('examples','test')): clients[i].update(examples=say['examples'], test=say['test'])
-        if not any('examples' not in c for c in clients): return
+        met = all('examples' in c for c in clients)
+        if met and (time.monotonic() > until or all(c['node'] in here for c in clients)): return
         if time.monotonic() > until: raise TimeoutError(f"never connected: {', '.join(c['name'] for c in clients if 'examples' not in c)}")
         time.sleep(.5)
 
 def serve(grid,           # Flower's
           config,         # path of the run's config
           folder,         # of the federation: has `clients.json`
-          wait=300.,      # seconds to wait for clients who were never connected
+          wait=300.,      # seconds to wait for clients who aren't connected
          ):
     "What the app at the server does: train, test, and write what a run leaves."
     folder = Path(folder)

@@ -230,7 +230,7 @@ def _flwr(args, env, what):
 def serve_federation(config:str|Path, # a YAML file
                      folder:str|Path, # of the federation
                      listen='127.0.0.1:9092', # host:port where sites can reach the server
-                     wait=300.,       # seconds to wait for clients who were never connected
+                     wait=300.,       # seconds to wait for clients who aren't connected
                      out=None,        # file for progress; standard output when not given
                      **overrides,     # fields of the config
                     )->int:           # exit code: 0 where the run was finished
