@@ -272,7 +272,8 @@ def _main(argv, began):
             for k,o in (('name','algorithms'),('seed','seeds')):   # a run's file serves too, with what replaces these
                 if fields.pop(k, None) is not None and o not in section: raise ConfigError(o, f'to be given, since the file has `{k}`, the one of a run', None)
             cfg = load_config(fields, **_overrides(args))
-    except (ConfigError,OSError) as e: return _fail(e, 2)
+        if args.command == 'flower' and args.flower == 'keys': return run_flower(args)
+    except (ConfigError,OSError,ImportError) as e: return _fail(e, 2)
     except Exception as e:
         if type(e).__module__.startswith('yaml'): return _fail(f'an option is no YAML value: {e}', 2)
         raise

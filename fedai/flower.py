@@ -69,14 +69,19 @@ class Trainer:
         self.data,self.cfg,self.model,self.secret,self.privacy,self.log,self.made,self.double = data,cfg,model,secret,privacy,log,None,None
         import_user_code(cfg.imports)
 
+    def write(self, text): print(f"{time.strftime('%H:%M:%S')} {text}", file=self.log or sys.stderr, flush=True)
+
     def __call__(self, data:bytes)->bytes:
         "The reply to a message."
         try:
             say,arrays = unpack(data)
             if (op := say.get('op')) not in ('hello','train','test'): raise ValueError(f'op: expected hello, train or test, got {op!r}')
-            return getattr(self, op)(say, arrays)
+            self.write(f"{op}{' in round ' + str(say['round'] + 1) if op == 'train' else ''} ...")
+            began,out = time.monotonic(),getattr(self, op)(say, arrays)
+            self.write(f'{op}: {time.monotonic() - began:.1f} s, {len(data):,} bytes came, {len(out):,} go')
+            return out
         except Exception as e:
-            print(f"{time.strftime('%H:%M:%S')} {e if isinstance(e, (ConfigError,ValueError)) else traceback.format_exc()}", file=self.log or sys.stderr, flush=True)
+            self.write(e if isinstance(e, (ConfigError,ValueError)) else traceback.format_exc())
             return pack(dict(error=type(e).__name__))
 
     def hello(self, say, arrays): return pack(dict(version=__version__, examples=len(self.data['train']), test=len(self.data['test'])))
@@ -236,7 +241,7 @@ def ask(grid,         # Flower's
        ):             # yields (key, (what is said, arrays), `None`) or (key, `None`, why not), as they come
     "Send messages to sites and wait for the replies."
     from flwr.app import Array, ArrayRecord, Message, RecordDict
-    waiting,unsent,began,pause = {},[],time.monotonic(),.05
+    waiting,unsent,began,pause,patience = {},[],time.monotonic(),.05,min(patience, timeout)
     def send(key, place, data):
         "Is the message on its way? Flower takes none for a node that isn't connected."
         m = Message(RecordDict({'fedai': ArrayRecord({'message': Array(np.frombuffer(data, np.uint8))})}), nodes[place], kind, ttl=timeout + 60, group_id=what)
@@ -323,3 +328,4 @@ def serve(grid,           # Flower's
         except Exception as e:
             print(f'{type(e).__name__}: {e}', file=out)
             raise
+        finally: (folder/'ended').touch()   # whoever waits for it needn't ask Flower all the time

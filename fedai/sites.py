@@ -11,9 +11,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 
 from .config import ConfigError, FedConfig, dump_config, load_config
-from .flower import Trainer
 from .partition import natural
-from .privacy import Privacy
 from .utils import write_json, write_text
 
 # %% ../nbs/15a_sites.ipynb #cee889dc
@@ -247,6 +245,7 @@ def serve_federation(config:str|Path, # a YAML file
     env,port = _environment(home),_free_port()
     write_text(home/'config.toml', f'[superlink]\ndefault = "fedai"\n\n[superlink.fedai]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{folder/"ca.crt"}"\n')
     at = said.stat().st_size if said.exists() else 0
+    (folder/'ended').unlink(missing_ok=True)
     link = _start('flower-superlink', ['--ssl-ca-certfile', folder/'ca.crt', '--ssl-certfile', folder/'server.pem', '--ssl-keyfile', folder/'server.key', '--enable-supernode-auth', '--host', '127.0.0.1', '--port', port, '--disable-runtime-dependency-installation'], env, log)
     door = None
     try:
@@ -264,9 +263,11 @@ def serve_federation(config:str|Path, # a YAML file
         door = _open_gate(folder, listen, port)
         print(f"{len(clients)} clients are registered, and may connect to {listen[0]}:{listen[1]}", file=out, flush=True)
         run = _flwr(['run',folder/'app','fedai','--run-config', f'config="{folder/"config.yaml"}" folder="{folder}" wait={float(wait)}'], env, 'the run')['run-id']
+        status,asked = '',time.monotonic()
         while True:
-            time.sleep(1)
-            status = _status(_flwr(['list','fedai','--run-id',run], env, 'the status of the run'))
+            time.sleep(.3)
+            if (folder/'ended').exists() or time.monotonic() > asked + 20:   # asking takes a second of a core
+                status,asked = _status(_flwr(['list','fedai','--run-id',run], env, 'the status of the run')),time.monotonic()
             if said.exists() and said.stat().st_size > at:
                 with open(said) as f:
                     f.seek(at)
@@ -296,6 +297,8 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
              out=None,      # file for the log; standard error when not given
             ):
     "Take part in a federation, until it is stopped: what `fedai flower client` does."
+    from fedai.flower import Trainer   # and with it torch, which keys don't need
+    from fedai.privacy import Privacy
     out = out or sys.stderr
     _address(superlink, 'superlink')
     for name,p in (('key',key),('ca',ca)):
@@ -318,7 +321,7 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
             while node.poll() is None and not stopping.is_set(): time.sleep(.2)
             if stopping.is_set(): return
             why = [l for l in _tail(folder/'supernode.log', 40).splitlines() if 'ERROR' in l or 'Error' in l or 'refus' in l]
-            print(f"{time.strftime('%H:%M:%S')} the SuperNode ended ({node.returncode}){': ' + why[-1].strip() if why else ''}; it is started again", file=out, flush=True)
+            trainer.write(f"the SuperNode ended ({node.returncode}){': ' + why[-1].strip() if why else ''}; it is started again")
             _stop(node)
             stopping.wait(5 if time.monotonic() - began > 30 else 15)
     def ended(*_): raise KeyboardInterrupt
@@ -328,12 +331,12 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
             os.chmod(folder/'trainer', 0o600)
             keeper = threading.Thread(target=keep_node, daemon=True)
             keeper.start()
-            print(f"{time.strftime('%H:%M:%S')} {len(trainer.data['train'])} examples for training, {len(trainer.data['test'])} for the test; waiting for {superlink}", file=out, flush=True)
+            trainer.write(f"{len(trainer.data['train'])} examples for training, {len(trainer.data['test'])} for the test; waiting for {superlink}")
             while True:
                 try:
                     with door.accept() as c: c.send_bytes(trainer(c.recv_bytes()))
-                except (EOFError,OSError) as e: print(f"{time.strftime('%H:%M:%S')} a message was broken off ({type(e).__name__})", file=out, flush=True)
-                except Exception as e: print(f"{time.strftime('%H:%M:%S')} {type(e).__name__}", file=out, flush=True)   # such as a wrong key
+                except (EOFError,OSError) as e: trainer.write(f'a message was broken off ({type(e).__name__})')
+                except Exception as e: trainer.write(type(e).__name__)   # such as a wrong key
     finally:
         stopping.set()
         if node: _stop(node)

@@ -10,6 +10,7 @@ from fedai.algorithms import algorithm_classes, get_server
 from fedai.config import ConfigError, FedConfig
 from fedai.data import get_client_data
 from fedai.flower import Trainer, central, meet, pack, unpack
+from fedai.sites import make_server_keys, make_site_key, read_clients
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
 
@@ -203,11 +204,9 @@ def free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-def fedai(*args, **kw): return subprocess.run([*FEDAI, *map(str, args)], capture_output=True, text=True, timeout=100, **kw)
-
 def test_the_gate(tmp_path):
     import anyio, httpx
-    from fedai.sites import gate, make_server_keys
+    from fedai.sites import gate
     make_server_keys(tmp_path/'fed', ['x'])
     app = gate('https://127.0.0.1:9', tmp_path/'fed'/'ca.crt', most=1000)   # where nobody is
     async def ask():
@@ -252,9 +251,9 @@ def ours(tmp):
 def test_a_federation_on_loopback(tmp_path):
     "TLS and keys; one that isn't registered; the server killed and started again; a site killed and started again."
     f = Federation(tmp_path)
-    assert fedai('flower', 'keys', 'server', 'fed', '--host', '127.0.0.1', cwd=tmp_path).returncode == 0
+    make_server_keys(tmp_path/'fed', ['127.0.0.1'])
     for k,name in enumerate(['s0','s1','stranger']):
-        assert fedai('flower', 'keys', 'site', name, cwd=tmp_path).returncode == 0
+        make_site_key(tmp_path/name)
         (tmp_path/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, sums(k, 12 + 4*k))) + '\n')
         if name != 'stranger': (tmp_path/'fed'/'clients'/f'{name}.pub').write_text((tmp_path/f'{name}.pub').read_text())
     fields = dict(model='tiny', rounds=3, local_step=2, batch_size=3, r=4, max_new_tokens=4, graph='complete', name='mira', timeout_s=60)
@@ -263,6 +262,8 @@ def test_a_federation_on_loopback(tmp_path):
         for n in ('s0','s1','stranger'): f.site(n)
         f.server()
         f.wait_for('round 1/3', 'server')
+        f.wait_for('the SuperNode ended', 'stranger')
+        f.kill('stranger', signal.SIGTERM)
         # nothing but what nodes say gets through the gate, and that with TLS and a key only
         import httpx
         context = ssl.create_default_context(cafile=str(tmp_path/'fed'/'ca.crt'))
@@ -272,30 +273,28 @@ def test_a_federation_on_loopback(tmp_path):
         with pytest.raises(httpx.HTTPError): httpx.get(f'http://127.0.0.1:{f.port}/health')
         with pytest.raises(httpx.ConnectError): httpx.get(f'https://127.0.0.1:{f.port}/health')   # an authority that nobody knows
         f.kill('server')
-        f.server()
-        assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]
-        assert 'rounds are done, going on' in f.log('server') and 'worst tenth' in f.log('server')
+        # it goes on; a site that is lost in the next round is left out of it, and can't be tested
+        f.server(timeout_s=15)
+        f.wait_for('train in round 3 ...', 's1')
+        f.kill('s1')
+        assert f.started.pop('server').wait(100) == 1, f.log('server')[-3000:]
+        assert all(o in f.log('server') for o in ('1 of 3 rounds are done, going on','client 1 is left out of round 3','client 1 could not be tested'))
+        # the first two rounds: what comes of it with all data in one place
         sites = [get_client_data(FedConfig(data=str(tmp_path/f'{n}.jsonl'), partition='iid', num_clients=1))[0] for n in ('s0','s1')]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        home = get_server(FedConfig(**fields, output_dir=str(tmp_path/'home'), device='cpu', engine='sequential'), sites, callbacks=[])
+        home = get_server(FedConfig(**{**fields, 'rounds': 2}, output_dir=str(tmp_path/'home'), device='cpu', engine='sequential'), sites, callbacks=[])
         home.fit()
         torch.set_num_threads(threads)
-        for i in (0,1): assert (home.store.path(i)/'adapter_model.safetensors').read_bytes() == (tmp_path/'away'/'3'/f'local_output_{i}'/'adapter_model.safetensors').read_bytes()
+        for i in (0,1): assert (home.store.path(i)/'adapter_model.safetensors').read_bytes() == (tmp_path/'away'/'2'/f'local_output_{i}'/'adapter_model.safetensors').read_bytes()
         clients = json.loads((tmp_path/'fed'/'clients.json').read_text())
         assert [(c['name'],c['examples'],c['test']) for c in clients] == [(n, len(d['train']), len(d['test'])) for n,d in zip(('s0','s1'), sites)]
-        assert 'the SuperNode ended' in f.log('stranger')
-        f.kill('stranger', signal.SIGTERM)
-        # a site that is lost is left out of the round, and the run is whole; with the site there, it is tested
-        f.server(rounds=5, timeout_s=25)
-        f.wait_for('round 4/5', 'server')
-        f.kill('s1')
-        assert f.started.pop('server').wait(100) == 1 and 'client 1 is left out of round 5' in f.log('server') and 'client 1 could not be tested' in f.log('server')
+        # with the site there, all is tested
         f.site('s1')
-        f.server(rounds=5)
+        f.server()
         assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]
         history = [json.loads(l) for l in (tmp_path/'away'/'history.jsonl').read_text().splitlines()]
-        assert [r['selected'] for r in history] == [[0,1]]*4 + [[0]] and list(history[4]['failed']) == ['1']
+        assert [r['selected'] for r in history] == [[0,1]]*2 + [[0]] and list(history[2]['failed']) == ['1']
         assert json.loads((tmp_path/'away'/'scorecard.json').read_text())['clients'].keys() == {'0','1'}
     finally: f.close()
     for _ in range(100):
