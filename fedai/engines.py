@@ -50,7 +50,7 @@ class SequentialEngine:
     def test(self,
              pairs,       # an iterable of (client, row)
              scores=True, # also generate and score, or only the loss?
-            ):            # yields (client, metrics, answers or `None`), in the order of the pairs
+            ):            # yields (client, metrics, answers or `None`), in the order of the pairs; (client, `None`, why) for one elsewhere that can't be tested
         "Test rows, each on a client's test data; a client may come more than once."
         for c,row in pairs:
             self.server.live.load(row)

@@ -75,19 +75,23 @@ def test_clients(server,          # a server whose run may be at any round
     "Test each client with its own adapter; writes `scorecard.json`, and with what was asked and answered `generations.jsonl`."
     K,names = server.num_clients,getattr(server.lst_data_dict, 'names', None)
     if versus: read_scores(versus)   # what is wrong with it is found before anything is tested
-    own,said,parts,answers = {},[],{},{}
+    own,said,parts,answers,untested = {},[],{},{},{}
     for c,m,a in _bar(server.engine.test((c, server.test_row(c)) for c in server.client_list), K, 'test'):
+        if m is None:
+            untested[str(c.id)] = a
+            continue
         own[str(c.id)] = m
         if a is None: continue
         exs = c.test_data.examples
         said += [dict(client=c.id, task=e.get('task'), instruction=e['instruction'], input=e.get('input') or '', output=e['output'], **{k: e[k] for k in ('references','choices') if e.get(k)}, **o) for e,o in zip(exs, a)]
         if baselines: parts.setdefault('commonest', {})[str(c.id)] = dict(task=m.get('task', ''), **server.task.scores(exs, [commonest_answer(server.lst_data_dict[c.id]['train'])]*len(exs)))
+    if not own: raise RuntimeError('no client could be tested: ' + '; '.join(f'client {i}: {w}' for i,w in list(untested.items())[:10]))
     if server.holdout:
-        for i,l in enumerate(_on(server, server.holdout, 'holdout', (server.test_row(c) for c in server.client_list))): own[str(i)]['holdout_loss'] = l
+        for i,l in zip(own, _on(server, server.holdout, 'holdout', (server.test_row(server.client_list[int(i)]) for i in own))): own[i]['holdout_loss'] = l
     def part(name, row):
         got = _scored(server, row, name)
         more = dict(holdout_loss=_on(server, server.holdout, 'holdout', [row])[0]) if server.holdout else {}
-        parts[name],answers[name] = {str(i): {**m, **more} for i,(m,_) in got.items()},[o for i in range(K) for o in got[i][1] or []]
+        parts[name],answers[name] = {str(i): {**m, **more} for i,(m,_) in got.items() if m is not None and str(i) in own},[o for i in range(K) if str(i) in own for o in got[i][1] or []]
     if baselines:
         with server.first_model(): part('base', server.store.load_row(0, 0))
         row,same = mean_adapter(server)
@@ -95,10 +99,10 @@ def test_clients(server,          # a server whose run may be at any round
     for name,all in answers.items():
         for o,a in zip(said, all): o[name] = a
     if versus: parts['versus'] = _versus(versus, own, said)
-    card = {**summarise(own), **({'names': {str(i): n for i,n in enumerate(names)}} if names else {}), 'clients': own}
+    card = {**summarise(own), **({'untested': untested} if untested else {}), **({'names': {str(i): n for i,n in enumerate(names)}} if names else {}), 'clients': own}
     for name in ('base','commonest','average','versus'):
         if name in parts: card[name] = {**summarise(parts[name]), 'clients': parts[name]}
-    if parts: card['gains'] = {name: gains(own, card[name]['clients']) for name in ('base','commonest','average','versus') if name in parts}
+    if parts: card['gains'] = {name: gains({i: own[i] for i in card[name]['clients']}, card[name]['clients']) for name in ('base','commonest','average','versus') if name in parts}
     if said: write_text(server.store.root/'generations.jsonl', ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in said))
     write_json(server.store.root/'scorecard.json', card)
     return card
@@ -136,10 +140,10 @@ def score_table(card:dict, # a scorecard, as `BaseServer.test` makes it
     def client(i):
         if i == '...': return [f'... {len(card["clients"]) - 2*(most//2)} more','',*['']*len(keys)]
         c = card['clients'][i]
-        return [card.get('names', {}).get(i, i), c.get('task', ''), *cells(lambda p,k: parts[p]['clients'][i].get(k))]
+        return [card.get('names', {}).get(i, i), c.get('task', ''), *cells(lambda p,k: parts[p]['clients'].get(i, {}).get(k))]
     rows = [client(i) for i in ids]
     rows += [[o,'',*cells(lambda p,k: parts[p][f].get(k))] for o,f in (('mean','mean'),('median','median'),('worst tenth','worst_decile'),('best','best'))]
-    return _lines([head, *rows], rules=(1, len(rows) - 3))
+    return _lines([head, *rows], rules=(1, len(rows) - 3)) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
 
 def gain_table(card:dict, # a scorecard
               )->str:     # lines of text
@@ -185,7 +189,8 @@ def cross_evaluation(server,
         if i not in range(server.num_clients): raise ConfigError('ids', f'clients from 0 to {server.num_clients-1}', i)
     X = np.empty((len(ids),)*2)
     pairs = ((server.client_list[j], row) for i in ids for row in [server.test_row(server.client_list[i])] for j in ids)
-    for n,(_,m,_) in enumerate(_bar(server.engine.test(pairs, scores=metric != 'loss'), X.size, 'cross-evaluation')):
+    for n,(_,m,why) in enumerate(_bar(server.engine.test(pairs, scores=metric != 'loss'), X.size, 'cross-evaluation')):
+        if m is None: raise RuntimeError(f'a client could not be tested: {why}')
         if not isinstance(m.get(metric), float): raise ConfigError('metric', 'one of ' + ', '.join(k for k,v in m.items() if isinstance(v, float)), metric)
         X.flat[n] = m[metric]
     names,tasks = getattr(server.lst_data_dict, 'names', None),server.tasks

@@ -62,7 +62,7 @@ class _Worker:
         self.double = ray.get(recipe[0])()
     def ready(self): return True
     def train(self, common, rows, ids): return self.double.train_here(common, rows, ids)
-    def test(self, pairs, scores): return self.double.test_here(pairs, scores)
+    def test(self, common, pairs, scores): return self.double.test_here(common, pairs, scores)
 
 # %% ../nbs/14_ray.ipynb #4cf4a90f
 class RayEngine:
@@ -161,7 +161,7 @@ class RayEngine:
     def train(self, groups, comm_round):
         "Have each group train on a worker that is free."
         if not groups: return
-        s,common = self.server,self.ray.put(for_all(self.server, comm_round))
+        s,common = self.server,self.ray.put(for_all(self.server))
         for ids,got,why in self._run(groups, lambda w, ids: w.train.remote(common, for_group(s, ids), ids), s.cfg.timeout_s):
             if why: yield from (Failure(i, why) for i in ids)
             else: yield from (Reply(i, s.store.layout.views(as_row(r)), m) for i,r,m in got)
@@ -174,10 +174,9 @@ class RayEngine:
             while group := list(itertools.islice(each, n)):
                 if all(c.id < s.num_clients for _,(c,_) in group): yield group
                 else: done.update(zip([k for k,_ in group], self.inner.test([o for _,o in group], scores)))
-        done,at = {},0
-        for group,got,why in self._run(jobs(), lambda w, group: w.test.remote([(c.id, r.numpy()) for _,(c,r) in group], scores)):
-            if why: raise RuntimeError(f'clients {[c.id for _,(c,_) in group]} could not be tested: {why}')
-            done.update((k, (c,*o)) for (k,(c,_)),o in zip(group, got))
+        done,at,common = {},0,self.ray.put(for_all(s))
+        for group,got,why in self._run(jobs(), lambda w, group: w.test.remote(common, [(c.id, r.numpy()) for _,(c,r) in group], scores)):
+            done.update((k, (c,*o)) for (k,(c,_)),o in zip(group, got or [(None,why)]*len(group)))
             while at in done:
                 yield done.pop(at)
                 at += 1

@@ -490,8 +490,8 @@ class BaseServer:
         every = self.cfg.eval_every
         if every and ((comm_round+1) % every == 0 or comm_round+1 == self.cfg.rounds):
             tested = self.engine.test(((c, self.test_row(c, comm_round+1)) for c in map(self.client_list.__getitem__, ids)), scores=False)
-            out['test_loss'] = {str(c.id): m['loss'] for c,m,_ in tested}
-            out['mean_test_loss'] = float(np.mean(list(out['test_loss'].values())))
+            out['test_loss'] = {str(c.id): m['loss'] for c,m,_ in tested if m is not None}
+            if out['test_loss']: out['mean_test_loss'] = float(np.mean(list(out['test_loss'].values())))
         if self.holdout is not None:
             w = average_matrix(self.examples(ids))[0]
             self.live.load(self.store.mean_row(ids, w, comm_round+1))

@@ -135,6 +135,20 @@ def test_a_hostile_site_is_named_and_never_mixed(make_cfg, how):
         for n in new: assert (new[n].double() - (old[0][n].double() + old[1][n].double())/2).abs().max() < 1e-7
     assert s.store.check() == [] and sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal()) == ['.lock','config.yaml','history.jsonl','state.json']
 
+def test_who_can_not_be_tested_is_named(make_cfg):
+    data = client_data(3)
+    for d in data: d['test'] = d['test'][:2]
+    def spoil(node, kind, r): return pack(dict(metrics=[dict(loss=float('nan'))])) if kind == 'evaluate' and node == 11 else r
+    s,_ = federation(make_cfg(num_clients=3, rounds=1, eval_every=1), data, spoil)
+    h = s.fit()
+    assert list(h[0]['test_loss']) == ['0','2']
+    s.test(baselines=True)
+    assert s.scorecard['untested'] == {'1': 'refused: metrics: loss: expected a finite number, got nan'} and list(s.scorecard['clients']) == list(s.scorecard['base']['clients']) == ['0','2']
+    from fedai.evaluation import score_table
+    assert 'client 1 could not be tested' in score_table({k: v for k,v in s.scorecard.items() if k != 'names'})
+    s,_ = federation(make_cfg(num_clients=3, rounds=0), data, lambda node, kind, r: 'gone' if kind == 'evaluate' else r)
+    with pytest.raises(RuntimeError, match='no client could be tested: client 0: error 5: gone; client 1'): s.test()
+
 def test_a_reply_is_taken_once(make_cfg):
     "Replies to earlier messages come again with each pull."
     data = client_data(2)
@@ -275,10 +289,11 @@ def test_a_federation_on_loopback(tmp_path):
         f.kill('server')
         # it goes on; a site that is lost in the next round is left out of it, and can't be tested
         f.server(timeout_s=15)
-        f.wait_for('train in round 3 ...', 's1')
+        f.wait_for('round 2/3', 'server')
         f.kill('s1')
-        assert f.started.pop('server').wait(100) == 1, f.log('server')[-3000:]
-        assert all(o in f.log('server') for o in ('1 of 3 rounds are done, going on','client 1 is left out of round 3','client 1 could not be tested'))
+        assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]
+        assert all(o in f.log('server') for o in ('1 of 3 rounds are done, going on','client 1 is left out of round 3','s1 could not be tested: '))
+        assert list(json.loads((tmp_path/'away'/'scorecard.json').read_text())['untested']) == ['1']
         # the first two rounds: what comes of it with all data in one place
         sites = [get_client_data(FedConfig(data=str(tmp_path/f'{n}.jsonl'), partition='iid', num_clients=1))[0] for n in ('s0','s1')]
         threads = torch.get_num_threads()
