@@ -13,7 +13,7 @@ import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median
 
-ROUNDS,RANKS = 6,{'1.8 MB': 720, '32 MB': 12800}
+ROUNDS,RANKS = 6,{'1.8 MB': 992, '32 MB': 17920}
 
 def data(K): return [{'train': [dict(instruction='3 + 4 =', output='7')]*2, 'test': [dict(instruction='3 + 5 =', output='8')]} for _ in range(K)]
 
@@ -55,6 +55,7 @@ def measure(how, K, rank):
         for kind in (client.query, client.train, client.evaluate): kind()(answer)
         @server.main()
         def main(grid, context):
+            while len(list(grid.get_node_ids())) < K: time.sleep(.1)
             clients = [dict(name=str(i), node=n) for i,n in enumerate(sorted(grid.get_node_ids()))]
             meet(grid, clients)
             found.append(timed(central(cfg, clients, grid, [])))
