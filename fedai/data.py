@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from .config import ConfigError, FedConfig, near
-from .partition import hold_out, holdout, natural, near_duplicates, partition, partition_table, plot_partition, split
+from .partition import hold_out, holdout, natural, near_duplicates, make_partition, partition_table, plot_partition, split
 from .prompts import DataError, Encoded, Prompter, encode_all
 from .sources import Source
 from .tables import Examples, ExampleTable, question_keys
@@ -136,7 +136,7 @@ def _partitioned(cfg, table, rows, more):
     if cfg.num_clients is None: raise ConfigError('num_clients', f'a number, with partition {kind!r}', None)
     labels = None
     if kind in ('dirichlet','shards','pathological') or kind == 'flwr' and 'by' in cfg.partition_args: labels,_,rows = _labels(cfg, table, _by(cfg), rows)
-    try: parts,names = partition(kind, cfg.num_clients + more, cfg.seed, len(rows), None if labels is None else labels[rows], **args)
+    try: parts,names = make_partition(kind, cfg.num_clients + more, cfg.seed, len(rows), None if labels is None else labels[rows], **args)
     except ConfigError as e:
         if e.name in args: raise ConfigError(f'partition_args: {e.name}', e.wanted, e.got) from e
         raise

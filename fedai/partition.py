@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'DRAWN', 'natural', 'label_codes', 'deal_iid', 'deal_dirichlet', 'deal_quantity', 'deal_shards',
-           'deal_pathological', 'partition', 'split_ranks', 'split', 'holdout', 'hold_out', 'near_duplicates',
+           'deal_pathological', 'make_partition', 'split_ranks', 'split', 'holdout', 'hold_out', 'near_duplicates',
            'partition_table', 'plot_partition']
 
 # %% ../nbs/03c_partition.ipynb #6492f2ae
@@ -157,7 +157,7 @@ NATURAL = ('task','column','file')
 DRAWN = {'iid': deal_iid, 'quantity': deal_quantity, 'dirichlet': deal_dirichlet, 'shards': deal_shards, 'pathological': deal_pathological}
 _label_free = (deal_iid,deal_quantity)
 
-def partition(kind:str,         # 'task', 'column' or 'file': each value of `labels` is a client; 'iid', 'quantity', 'dirichlet', 'shards' or 'pathological': drawn; 'flwr': by flwr-datasets
+def make_partition(kind:str,         # 'task', 'column' or 'file': each value of `labels` is a client; 'iid', 'quantity', 'dirichlet', 'shards' or 'pathological': drawn; 'flwr': by flwr-datasets
               num_clients,      # K; None where the data say it
               seed:int,         # the run's seed
               n:int,            # number of examples

@@ -4,7 +4,7 @@ matplotlib.use('agg')
 from hypothesis import assume, given, settings, strategies as st
 from scipy import stats
 from fedai.config import ConfigError
-from fedai.partition import hold_out, holdout, label_codes, near_duplicates, partition, partition_table, plot_partition, split, split_ranks
+from fedai.partition import hold_out, holdout, label_codes, near_duplicates, make_partition, partition_table, plot_partition, split, split_ranks
 from fedai.utils import key_seed, rng
 
 WAYS = [('iid',{}), ('quantity',{}), ('quantity',dict(shares='square')), ('quantity',dict(alpha=.01, min_size=1)), ('dirichlet',dict(alpha=5, min_size=1)), ('dirichlet',dict(alpha=.05, min_size=0)),
@@ -15,7 +15,7 @@ WAYS = [('iid',{}), ('quantity',{}), ('quantity',dict(shares='square')), ('quant
 def test_every_example_is_with_one_client_or_it_is_refused(labels, K, way, seed):
     kind,args = way
     n = len(labels)
-    try: parts,names = partition(kind, K, seed, n, labels, **args)
+    try: parts,names = make_partition(kind, K, seed, n, labels, **args)
     except ConfigError as e:
         assert e.name in ('num_clients','min_size','alpha','shards_per_client','classes_per_client')
         if e.name == 'num_clients': assert K > n
@@ -27,9 +27,9 @@ def test_every_example_is_with_one_client_or_it_is_refused(labels, K, way, seed)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(['b10','b9','a','ü','']), min_size=1, max_size=40))
 def test_natural_clients_are_the_values_and_do_not_move(labels):
-    parts,names = partition('column', None, 0, len(labels), labels)
+    parts,names = make_partition('column', None, 0, len(labels), labels)
     assert {k: p.tolist() for k,p in zip(names, parts)} == {v: [i for i,o in enumerate(labels) if o == v] for v in set(labels)}
-    more,names2 = partition('column', len(set([*labels,'b9'])), 5, len(labels)+1, np.array([*labels,'b9']))
+    more,names2 = make_partition('column', len(set([*labels,'b9'])), 5, len(labels)+1, np.array([*labels,'b9']))
     before = dict(zip(names, parts))
     for k,p in zip(names2, more): assert p[p < len(labels)].tolist() == before.get(k, np.array([])).tolist()
 
@@ -43,7 +43,7 @@ def test_how_a_file_is_sorted_does_not_matter():
     L = np.zeros(4000, np.int64)
     for kind in ('iid','dirichlet','shards','quantity'):
         owner = np.empty(4000, np.int64)
-        for k,p in enumerate(partition(kind, 8, 0, 4000, L)[0]): owner[p] = k
+        for k,p in enumerate(make_partition(kind, 8, 0, 4000, L)[0]): owner[p] = k
         expected = sum((np.bincount(owner)/4000)**2)
         assert abs((owner[1:] == owner[:-1]).mean() - expected) < .04, kind
 
@@ -51,14 +51,14 @@ def test_dirichlet_shares_have_the_distribution_of_their_formula():
     "Shares of one client in one label: Beta(α, (K-1)α), by a Kolmogorov-Smirnov test over many seeds."
     K,n = 5,2000
     for alpha in (.3,2.):
-        got = [len(partition('dirichlet', K, s, n, np.zeros(n, int), alpha=alpha, min_size=0)[0][1])/n for s in range(300)]
+        got = [len(make_partition('dirichlet', K, s, n, np.zeros(n, int), alpha=alpha, min_size=0)[0][1])/n for s in range(300)]
         assert stats.kstest(got, stats.beta(alpha, (K-1)*alpha).cdf).pvalue > .001
-        got = [(len(partition('quantity', K, s, n, alpha=alpha, min_size=0)[0][1]))/n for s in range(300)]
+        got = [(len(make_partition('quantity', K, s, n, alpha=alpha, min_size=0)[0][1]))/n for s in range(300)]
         assert stats.kstest(got, stats.beta(alpha, (K-1)*alpha).cdf).pvalue > .001
 
 def test_dirichlet_divides_each_label_by_the_shares_drawn():
     L = np.array([0]*100 + [1]*37)
-    parts,_ = partition('dirichlet', 4, 7, 137, L, alpha=1., min_size=0)
+    parts,_ = make_partition('dirichlet', 4, 7, 137, L, alpha=1., min_size=0)
     shares = rng(7, 'partition').dirichlet([1.]*4, size=2)
     for c,n in ((0,100),(1,37)):
         edges = [0]
@@ -69,12 +69,12 @@ def test_dirichlet_divides_each_label_by_the_shares_drawn():
 def test_quantity_is_the_least_and_then_the_shares():
     for shares,f in (('linear',lambda k: k), ('square',lambda k: k*k), ('exponential',lambda k: 2.718281828459045**k)):
         total = sum(f(k) for k in range(1, 7))
-        for k,p in enumerate(partition('quantity', 6, 0, 1000, shares=shares, min_size=10)[0], 1): assert abs(len(p) - 10 - 940*f(k)/total) <= 1
+        for k,p in enumerate(make_partition('quantity', 6, 0, 1000, shares=shares, min_size=10)[0], 1): assert abs(len(p) - 10 - 940*f(k)/total) <= 1
 
 def test_shards_hold_two_pieces_of_the_sorted_data():
     "In McMahan et al. 100 clients with 2 shards of 300 have at most four digits, most two; here 20 clients of 2 x 30."
     L = np.repeat(np.arange(10), 120)
-    parts,_ = partition('shards', 20, 0, 1200, L)
+    parts,_ = make_partition('shards', 20, 0, 1200, L)
     for p in parts:
         assert len(p) == 60
         assert set(np.bincount(L[p], minlength=10)) <= {0,30,60}
@@ -82,26 +82,26 @@ def test_shards_hold_two_pieces_of_the_sorted_data():
 def test_pathological_has_that_many_labels_and_all_are_used():
     L = np.repeat([f't{i}' for i in range(7)], 90)
     for K,c in ((3,3),(7,1),(40,2),(5,7)):
-        parts,_ = partition('pathological', K, 0, len(L), L, classes_per_client=c)
+        parts,_ = make_partition('pathological', K, 0, len(L), L, classes_per_client=c)
         assert [len(set(L[p])) for p in parts] == [c]*K
         for v in set(L): assert np.ptp([m for p in parts if (m := (L[p] == v).sum())]) <= 1
-    pairs = {tuple(sorted(set(L[p]))) for p in partition('pathological', 40, 0, len(L), L)[0]}
+    pairs = {tuple(sorted(set(L[p]))) for p in make_partition('pathological', 40, 0, len(L), L)[0]}
     assert len(pairs) > 10
-    with pytest.raises(ConfigError, match=r'whole number from 3 to 7 \(7 labels, 3 clients\)'): partition('pathological', 3, 0, len(L), L, classes_per_client=2)
-    with pytest.raises(ConfigError, match='so few that'): partition('pathological', 10, 0, 11, ['a']*10 + ['b'])
+    with pytest.raises(ConfigError, match=r'whole number from 3 to 7 \(7 labels, 3 clients\)'): make_partition('pathological', 3, 0, len(L), L, classes_per_client=2)
+    with pytest.raises(ConfigError, match='so few that'): make_partition('pathological', 10, 0, 11, ['a']*10 + ['b'])
 
 @pytest.mark.parametrize('args,field', [(dict(alpha=0),'alpha'), (dict(alpha=float('nan')),'alpha'), (dict(alpha='x'),'alpha'), (dict(alpha=True),'alpha'), (dict(min_size=-1),'min_size'), (dict(min_size=1.5),'min_size'), (dict(alpha=1e-9),'alpha'), (dict(what=1),'partition_args')])
 def test_bad_arguments_are_named(args, field):
-    with pytest.raises(ConfigError) as e: partition('dirichlet', 10, 0, 200, np.arange(200) % 3, **args)
+    with pytest.raises(ConfigError) as e: make_partition('dirichlet', 10, 0, 200, np.arange(200) % 3, **args)
     assert e.value.name == field
 
 def test_more_refusals():
     for K in (0,-1,2.5,None,True,201):
-        with pytest.raises(ConfigError, match='`num_clients`'): partition('iid', K, 0, 200)
-    with pytest.raises(ConfigError, match='`labels`: expected 200 values'): partition('task', None, 0, 200, ['a'])
-    with pytest.raises(ConfigError, match='`shares`: expected one of'): partition('quantity', 2, 0, 200, shares='cubic')
-    with pytest.raises(ConfigError, match='`partition_args`: expected none'): partition('iid', 2, 0, 200, alpha=1)
-    with pytest.raises(ConfigError, match='`shards_per_client`: expected a whole number from 1 to 20'): partition('shards', 10, 0, 200, np.arange(200), shards_per_client=21)
+        with pytest.raises(ConfigError, match='`num_clients`'): make_partition('iid', K, 0, 200)
+    with pytest.raises(ConfigError, match='`labels`: expected 200 values'): make_partition('task', None, 0, 200, ['a'])
+    with pytest.raises(ConfigError, match='`shares`: expected one of'): make_partition('quantity', 2, 0, 200, shares='cubic')
+    with pytest.raises(ConfigError, match='`partition_args`: expected none'): make_partition('iid', 2, 0, 200, alpha=1)
+    with pytest.raises(ConfigError, match='`shards_per_client`: expected a whole number from 1 to 20'): make_partition('shards', 10, 0, 200, np.arange(200), shards_per_client=21)
 
 # flwr-datasets as a second opinion: the same generator, on the same order of examples
 def flwr(kind, labels, K, seed, **args):
@@ -117,27 +117,27 @@ def test_same_clients_as_flwr_datasets(seed):
     L = np.random.default_rng(seed).integers(0, 6, 1200)
     for balance in (False,True):
         for alpha in (.5,3.):
-            ours,_ = partition('dirichlet', 8, seed, 1200, L, alpha=alpha, min_size=10, self_balancing=balance)
+            ours,_ = make_partition('dirichlet', 8, seed, 1200, L, alpha=alpha, min_size=10, self_balancing=balance)
             assert [p.tolist() for p in ours] == flwr('DirichletPartitioner', L, 8, seed, alpha=alpha, min_partition_size=10, self_balancing=balance)
-    for s in (1,2,5): assert [p.tolist() for p in partition('shards', 8, seed, 1200, L, shards_per_client=s)[0]] == flwr('ShardPartitioner', L, 8, seed, num_shards_per_partition=s)
+    for s in (1,2,5): assert [p.tolist() for p in make_partition('shards', 8, seed, 1200, L, shards_per_client=s)[0]] == flwr('ShardPartitioner', L, 8, seed, num_shards_per_partition=s)
 
 def test_any_partitioner_of_flwr_datasets():
     pytest.importorskip('flwr_datasets')
     L = np.random.default_rng(0).integers(0, 6, 600).astype(str)
     for name,args in (('DirichletPartitioner',dict(alpha=1.)), ('PathologicalPartitioner',dict(num_classes_per_partition=2, class_assignment_mode='first-deterministic')), ('IidPartitioner',{}), ('LinearPartitioner',{}), ('ShardPartitioner',dict(num_shards_per_partition=2))):
-        parts,names = partition('flwr', 6, 0, 600, L, partitioner=name, **args)
+        parts,names = make_partition('flwr', 6, 0, 600, L, partitioner=name, **args)
         assert np.sort(np.concatenate(parts)).tolist() == list(range(600)) and len(names) == 6
-        again = partition('flwr', 6, 0, 600, L, partitioner=name, **args)[0]
+        again = make_partition('flwr', 6, 0, 600, L, partitioner=name, **args)[0]
         assert all((a == b).all() for a,b in zip(parts, again))
-    assert [len(p) for p in partition('flwr', None, 0, 600, L, partitioner='NaturalIdPartitioner')[0]] == [int((L == v).sum()) for v in dict.fromkeys(L)]
-    with pytest.warns(UserWarning, match='leaves 8 of 600 examples with no client'): partition('flwr', 8, 0, 600, L, partitioner='ShardPartitioner', num_shards_per_partition=4, shard_size=18) and partition('flwr', 37, 0, 600, L, partitioner='ShardPartitioner', num_shards_per_partition=1)
-    with pytest.raises(ConfigError, match='`partitioner`: expected one of .*did you mean'): partition('flwr', 6, 0, 600, L, partitioner='DirichletPartitoner')
-    with pytest.raises(ConfigError, match="`partition_args`: expected what flwr-datasets' DirichletPartitioner takes"): partition('flwr', 6, 0, 600, L, alpha=-1.)
+    assert [len(p) for p in make_partition('flwr', None, 0, 600, L, partitioner='NaturalIdPartitioner')[0]] == [int((L == v).sum()) for v in dict.fromkeys(L)]
+    with pytest.warns(UserWarning, match='leaves 8 of 600 examples with no client'): make_partition('flwr', 8, 0, 600, L, partitioner='ShardPartitioner', num_shards_per_partition=4, shard_size=18) and make_partition('flwr', 37, 0, 600, L, partitioner='ShardPartitioner', num_shards_per_partition=1)
+    with pytest.raises(ConfigError, match='`partitioner`: expected one of .*did you mean'): make_partition('flwr', 6, 0, 600, L, partitioner='DirichletPartitoner')
+    with pytest.raises(ConfigError, match="`partition_args`: expected what flwr-datasets' DirichletPartitioner takes"): make_partition('flwr', 6, 0, 600, L, alpha=-1.)
     from flwr_datasets.common import telemetry
     assert telemetry.state['executor'] is None   # nothing was sent, nor is there anything to send it
 
 def test_without_the_extra_it_is_named():
-    code = "import sys; sys.modules['flwr_datasets'] = None\nfrom fedai.partition import partition\ntry: partition('flwr', 2, 0, 10, list('aabbaabbab'))\nexcept ImportError as e: print(e)"
+    code = "import sys; sys.modules['flwr_datasets'] = None\nfrom fedai.partition import make_partition\ntry: make_partition('flwr', 2, 0, 10, list('aabbaabbab'))\nexcept ImportError as e: print(e)"
     assert "pip install 'fedai[partition]'" in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
 
 def test_ranks_are_even_and_seeds_independent():
@@ -252,7 +252,7 @@ def test_table_and_picture_count_the_same():
     r = np.random.default_rng(0)
     for K,C in ((1,1),(4,3),(20,60),(31,13),(300,12)):
         L = r.integers(0, C, 5000)
-        parts,names = partition('iid', K, 0, 5000)
+        parts,names = make_partition('iid', K, 0, 5000)
         t = partition_table(parts, L, names)
         if K <= 20:
             row = t.splitlines()[1].replace(',', '').split()

@@ -30,6 +30,10 @@ def test_every_export_says_what_it_is(name, obj):
     if hasattr(obj, '_fields'): return   # namedtuples
     assert obj.__doc__ and not obj.__doc__.startswith(obj.__name__ + '('), name
 
+def test_no_export_has_the_name_of_a_module():
+    "Or `from fedai import name` would be one the first time and the other after it."
+    assert not {n.split('.')[1] for n,_ in exported()} & set(MODULES)
+
 def test_every_export_is_used_in_its_notebook():
     "Shown or asserted, in a cell that isn't exported, or in a later notebook's."
     shown = '\n'.join(s for p in NOTEBOOKS for s in code(p) if not re.search(r'^#\| export', s, re.M))
