@@ -23,12 +23,12 @@ def _bar(pairs, total, what): return tqdm(pairs, total=total, desc=what, unit='c
 
 def _took_part(server): return [i for i,t in server.latest_model_iter.items() if t]
 
-def _scored(server, row, what):
-    "One row on every client's test data: client -> (metrics, answers)."
-    first = {}
-    for i,d in enumerate(server.lst_data_dict): first.setdefault(id(d['test']), i)
+def _scored(server, row, what, ids):
+    "One row on clients' test data: client -> (metrics, answers)."
+    first,data = {},server.lst_data_dict
+    for i in ids: first.setdefault(id(data[i]['test']), i)
     got = {c.id: (m,a) for c,m,a in _bar(server.engine.test((server.client_list[i], row) for i in first.values()), len(first), what)}
-    return {i: got[first[id(d['test'])]] for i,d in enumerate(server.lst_data_dict)}
+    return {i: got[first[id(data[i]['test'])]] for i in ids}
 
 def _on(server, data, title, rows):
     "The losses of rows on some prepared data."
@@ -89,9 +89,9 @@ def test_clients(server,          # a server whose run may be at any round
     if server.holdout:
         for i,l in zip(own, _on(server, server.holdout, 'holdout', (server.test_row(server.client_list[int(i)]) for i in own))): own[i]['holdout_loss'] = l
     def part(name, row):
-        got = _scored(server, row, name)
+        got = _scored(server, row, name, list(map(int, own)))   # who couldn't be tested isn't asked again
         more = dict(holdout_loss=_on(server, server.holdout, 'holdout', [row])[0]) if server.holdout else {}
-        parts[name],answers[name] = {str(i): {**m, **more} for i,(m,_) in got.items() if m is not None and str(i) in own},[o for i in range(K) if str(i) in own for o in got[i][1] or []]
+        parts[name],answers[name] = {str(i): {**m, **more} for i,(m,_) in got.items() if m is not None},[o for m,a in got.values() if m is not None for o in a or []]
     if baselines:
         with server.first_model(): part('base', server.store.load_row(0, 0))
         row,same = mean_adapter(server)

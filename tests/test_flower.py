@@ -1,5 +1,5 @@
 "Sites that are hostile, lost or late, over a grid in one process; the gate; and a real federation on loopback."
-import hashlib, importlib.util, json, os, re, signal, socket, ssl, subprocess, sys, time
+import importlib.util, json, os, re, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
 from multiprocessing.connection import Listener
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,7 +105,7 @@ hostile = {
     'NaN': (poison(np.nan, 5), 'not finite'), 'infinity': (poison(-np.inf, -1), 'not finite'),
     'short row': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][:-4]}), 'row: expected'), 'long row': (lambda say, arrays: arrays.update({'row/1': np.tile(arrays['row/1'], 2)[:arrays['row/1'].size + 4]}), 'row: expected'),
     'another type': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'].view(np.float32)}), 'row: expected'), 'another shape': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][None]}), 'row: expected'),
-    "another client's row": (lambda say, arrays: arrays.update({'row/0': arrays.pop('row/1')}), 'expected rows'), 'a row too many': (lambda say, arrays: arrays.update({'row/2': arrays['row/1'][:8]}), 'expected rows'), 'a path for a name': (lambda say, arrays: arrays.update({'../../../etc/passwd': arrays.pop('row/1')}), 'expected rows'), 'no row': (lambda say, arrays: arrays.clear(), 'expected rows'),
+    "another client's row": (lambda say, arrays: arrays.update({'row/0': arrays.pop('row/1')}), 'expected rows'), 'a row too many': (lambda say, arrays: arrays.update({'row/0': arrays['row/1'][:8]}), 'expected rows'), 'a path for a name': (lambda say, arrays: arrays.update({'../../../etc/passwd': arrays.pop('row/1')}), 'expected rows'), 'no row': (lambda say, arrays: arrays.clear(), 'expected rows'),
     'another round': (lambda say, arrays: say.update(round=7), 'expected rows'), 'metrics for others': (lambda say, arrays: say['metrics'].update({'0': say['metrics']['1']}), 'expected rows'), 'no metrics': (lambda say, arrays: say.update(metrics=None), 'expected rows'),
     'loss NaN': (told(loss=float('nan')), 'loss: expected'), 'loss text': (told(loss='0'), 'loss: expected'), 'loss true': (told(loss=True), 'loss: expected'), 'tokens negative': (told(tokens=-5), 'tokens: expected'), 'tokens huge': (told(tokens=10**400), 'tokens: expected'), 'a further metric': (told(evil=1), 'expected loss'),
     'a path for a mark': (told(data='../x'), 'data: expected'), 'other data': (told(data='0'*32), 'other data'),
@@ -252,6 +252,43 @@ class Federation:
     def close(self):
         for n in list(self.started): self.kill(n, signal.SIGTERM)
 
+class Eve:
+    "A registered site whose trainer is played by this process: greets as it should, and answers training with something else every time."
+    def __init__(self, f):
+        from fedai.sites import _environment, _free_port, _start
+        self.folder,self.asked,key = Path(tempfile.mkdtemp(prefix='eve-')),[],os.urandom(32)
+        self.door = Listener(str(self.folder/'trainer'), 'AF_UNIX', authkey=key)
+        threading.Thread(target=self.serve, daemon=True).start()
+        env = {**_environment(self.folder), 'FEDAI_TRAINER': str(self.folder/'trainer'), 'FEDAI_TRAINER_KEY': key.hex(), 'FEDAI_CACHE': str(f.tmp/'cache')}
+        self.closed = False
+        def keep():
+            while not self.closed:
+                self.node = start()
+                self.node.wait()
+        def start(): return _start('flower-supernode', ['--superlink', f'127.0.0.1:{f.port}', '--root-certificates', f.tmp/'fed'/'ca.crt', '--auth-supernode-private-key', f.tmp/'eve.key', '--host', '127.0.0.1', '--port', _free_port()], env, f.tmp/'eve.log')
+        threading.Thread(target=keep, daemon=True).start()
+    def serve(self):
+        while True:
+            try: c = self.door.accept()
+            except OSError: return
+            with c:
+                try: say,arrays = unpack(c.recv_bytes())
+                except EOFError: continue
+                self.asked.append(say['op'])
+                if say['op'] == 'hello': c.send_bytes(pack(dict(examples=10**6, test=1)))
+                elif say['op'] == 'train' and say['round'] == 0:
+                    row = arrays['row/0'].copy()
+                    row.view(np.float32)[7] = np.nan
+                    c.send_bytes(pack(dict(round=say['round'], metrics={'0': dict(loss=0., tokens=1, padded=1, examples=1, dropped=0, cut=0, data='ab')}), **{'row/0': row}))
+                elif say['op'] == 'train' and say['round'] == 1: c.send_bytes(os.urandom(10**6))
+                # and then nothing: the connection is closed
+    def close(self):
+        from fedai.sites import _stop
+        self.closed = True
+        _stop(self.node)
+        self.door.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
 def ours(tmp):
     "Processes that were started for a folder: its name is in their arguments or their environment."
     out = []
@@ -263,10 +300,10 @@ def ours(tmp):
     return out
 
 def test_a_federation_on_loopback(tmp_path):
-    "TLS and keys; one that isn't registered; the server killed and started again; a site killed and started again."
-    f = Federation(tmp_path)
+    "TLS and keys; one that isn't registered, and one that is and means harm; the server killed and started again; a site killed and started again."
+    f,eve = Federation(tmp_path),None
     make_server_keys(tmp_path/'fed', ['127.0.0.1'])
-    for k,name in enumerate(['s0','s1','stranger']):
+    for k,name in enumerate(['s0','s1','eve','stranger']):
         make_site_key(tmp_path/name)
         (tmp_path/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, sums(k, 12 + 4*k))) + '\n')
         if name != 'stranger': (tmp_path/'fed'/'clients'/f'{name}.pub').write_text((tmp_path/f'{name}.pub').read_text())
@@ -274,6 +311,7 @@ def test_a_federation_on_loopback(tmp_path):
     (tmp_path/'run.yaml').write_text(json.dumps({**fields, 'output_dir': 'away'}))
     try:
         for n in ('s0','s1','stranger'): f.site(n)
+        eve = Eve(f)
         f.server()
         f.wait_for('round 1/3', 'server')
         f.wait_for('the SuperNode ended', 'stranger')
@@ -292,26 +330,28 @@ def test_a_federation_on_loopback(tmp_path):
         f.wait_for('round 2/3', 'server')
         f.kill('s1')
         assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]
-        assert all(o in f.log('server') for o in ('1 of 3 rounds are done, going on','client 1 is left out of round 3','s1 could not be tested: '))
-        assert list(json.loads((tmp_path/'away'/'scorecard.json').read_text())['untested']) == ['1']
-        # the first two rounds: what comes of it with all data in one place
-        sites = [get_client_data(FedConfig(data=str(tmp_path/f'{n}.jsonl'), partition='iid', num_clients=1))[0] for n in ('s0','s1')]
+        assert all(o in f.log('server') for o in ('1 of 3 rounds are done, going on','client 0 is left out of round 1: refused: ','client 0 is left out of round 2: refused: 1,0','client 2 is left out of round 3','s1 could not be tested: ','eve could not be tested: '))
+        assert list(json.loads((tmp_path/'away'/'scorecard.json').read_text())['untested']) == ['0','2']
+        # the first two rounds: what comes of it in one process, where clients are counted by name
+        sites = {n: get_client_data(FedConfig(data=str(tmp_path/f'{n}.jsonl'), partition='iid', num_clients=1))[0] for n in ('eve','s0','s1')}
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        home = get_server(FedConfig(**{**fields, 'rounds': 2}, output_dir=str(tmp_path/'home'), device='cpu', engine='sequential'), sites, callbacks=[])
+        home,_ = federation(FedConfig(**{**fields, 'rounds': 2}, output_dir=str(tmp_path/'home'), device='cpu'), [*sites.values()], lambda node, kind, r: 'gone' if node == 10 and kind == 'train' else r)
         home.fit()
         torch.set_num_threads(threads)
-        for i in (0,1): assert (home.store.path(i)/'adapter_model.safetensors').read_bytes() == (tmp_path/'away'/'2'/f'local_output_{i}'/'adapter_model.safetensors').read_bytes()
+        for i in (1,2): assert (home.store.path(i)/'adapter_model.safetensors').read_bytes() == (tmp_path/'away'/'2'/f'local_output_{i}'/'adapter_model.safetensors').read_bytes()
         clients = json.loads((tmp_path/'fed'/'clients.json').read_text())
-        assert [(c['name'],c['examples'],c['test']) for c in clients] == [(n, len(d['train']), len(d['test'])) for n,d in zip(('s0','s1'), sites)]
+        assert [(c['name'],c['examples']) for c in clients] == [('eve',10**6), *((n, len(sites[n]['train'])) for n in ('s0','s1'))]
         # with the site there, all is tested
         f.site('s1')
         f.server()
         assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]
         history = [json.loads(l) for l in (tmp_path/'away'/'history.jsonl').read_text().splitlines()]
-        assert [r['selected'] for r in history] == [[0,1]]*2 + [[0]] and list(history[2]['failed']) == ['1']
-        assert json.loads((tmp_path/'away'/'scorecard.json').read_text())['clients'].keys() == {'0','1'}
-    finally: f.close()
+        assert [r['selected'] for r in history] == [[1,2]]*2 + [[1]] and [list(r['failed']) for r in history] == [['0']]*2 + [['0','2']]
+        assert json.loads((tmp_path/'away'/'scorecard.json').read_text())['clients'].keys() == {'1','2'}
+    finally:
+        if eve: eve.close()
+        f.close()
     for _ in range(100):
         if not (left := ours(tmp_path)): break
         time.sleep(.1)
