@@ -163,9 +163,12 @@ def _tail(path, n=15): return '\n'.join(path.read_text(errors='replace').splitli
 def gate(to:str,      # https://host:port of the SuperLink
          ca,          # its authority's certificate
          most=2**26,  # bytes of a request; Flower sends arrays in smaller parts
+         most_all=2**30, # bytes of what a node sends between two messages
         ):            # an ASGI app
     "Passes on what nodes say."
     import httpx, ssl
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+    who,sent = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(),{}   # key -> bytes of the parts since its last message began
     client = httpx.AsyncClient(base_url=to, verify=ssl.create_default_context(cafile=str(ca)), timeout=None)
     async def app(scope, receive, send):
         async def answer(status, headers=(), body=b''):
@@ -182,6 +185,11 @@ def gate(to:str,      # https://host:port of the SuperLink
             if part['type'] != 'http.request': return
             body,more = body + part.get('body', b''),part.get('more_body', False)
             if len(body) > most: return await answer(413, [(b'connection',b'close')])
+        key,kind = dict(scope['headers']).get(who, b''),path.rsplit('/', 1)[1]
+        if kind in ('push-messages','push-object'):
+            if len(sent) > 10_000: sent.clear()   # keys that nobody registered
+            sent[key] = len(body) + (sent.get(key, 0) if kind == 'push-object' else 0)
+            if sent[key] > most_all: return await answer(413, [(b'connection',b'close')])
         keep = [(k,v) for k,v in scope['headers'] if k.lower() not in (b'host',b'content-length',b'transfer-encoding',b'connection')]
         try: r = await client.post(path, content=body, headers=keep)
         except httpx.HTTPError: return await answer(502)

@@ -227,6 +227,13 @@ def test_the_gate(tmp_path):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='https://x') as c:
             return [(await c.post(p, content=bytes(n))).status_code for p,n in (('/v1/fleet/push-object', 1000), ('/v1/fleet/push-object', 1001), ('/v1/control/start-run', 5), ('/v1/fleet/', 5), ('/v1/fleet/x/y', 5), ('/v1/fleet/x?y=/v1/control', 5))] + [(await c.get('/v1/fleet/get-run')).status_code]
     assert anyio.run(ask) == [502,413,404,404,404,502,404]
+    app = gate('https://127.0.0.1:9', tmp_path/'fed'/'ca.crt', most=1000, most_all=2000)
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+    async def push():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='https://x') as c:
+            return [(await c.post(f'/v1/fleet/{p}', content=bytes(n), headers={FLEET_HTTP_PUBLIC_KEY_HEADER: who})).status_code
+                    for p,n,who in (('push-messages',500,'a'), ('push-object',800,'a'), ('pull-messages',900,'a'), ('push-object',701,'a'), ('push-object',1000,'b'), ('push-messages',900,'a'), ('push-object',1000,'a'))]
+    assert anyio.run(push) == [502,502,502,413,502,502,502]
 
 class Federation:
     "Its folder, and what was started for it."
