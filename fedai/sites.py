@@ -241,11 +241,13 @@ def serve_federation(config:str|Path, # a YAML file
                      **overrides,     # fields of the config
                     )->int:           # exit code: 0 where the run was finished
     "Run a federation's server: what `fedai flower server` does."
+    from fedai.flower import check_config
     folder,out,listen = Path(folder).absolute(),out or sys.stdout,_address(listen, 'listen')
     clients = read_clients(folder)
     cfg = load_config(config, **overrides)
     if cfg.num_clients not in (None,len(clients)): raise ConfigError('num_clients', f'{len(clients)}, the number of keys in {folder/"clients"}', cfg.num_clients)
     cfg = cfg.replace(num_clients=len(clients), engine='auto', output_dir=str(Path(cfg.output_dir).absolute()))
+    check_config(cfg)
     home,log,said = folder/'flwr',folder/'superlink.log',folder/'run.log'
     home.mkdir(exist_ok=True)
     write_text(folder/'config.yaml', dump_config(cfg))
