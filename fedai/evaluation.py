@@ -16,7 +16,7 @@ from .config import ConfigError
 from .data import commonest_answer
 from .metrics import gains, lower_is_better, summarise
 from .store import mean_rows
-from .utils import write_json, write_text
+from .utils import spread, write_json, write_text
 
 # %% ../nbs/11a_evaluation.ipynb #29c4a3ac
 def _bar(pairs, total, what): return tqdm(pairs, total=total, desc=what, unit='client', leave=False, disable=None)
@@ -168,7 +168,7 @@ def samples(said,       # the lines of `generations.jsonl`, or the folder of a r
     by = {}
     for o in said: by.setdefault(o['client'], []).append(o)
     ids = list(by)
-    if len(ids) > clients: ids = [ids[i] for i in np.unique(np.linspace(0, len(ids)-1, clients).round().astype(int))]
+    ids = spread(ids, clients)
     def short(text): return t if len(t := re.sub(r'\s*\n\s*', ' ⏎ ', text.strip())) <= width else f'{t[:(width-4)//2]} ... {t[len(t)-(width-5)//2:]}'
     out = []
     for i in ids:
@@ -184,7 +184,7 @@ def cross_evaluation(server,
                      metric='loss', # 'loss', or a score, for which answers are generated
                     )->np.ndarray:  # (n, n): row i has what client ids[i]'s adapter does on the data of each
     "Each client's adapter on each client's test data; writes `cross_evaluation.json` and `.png`."
-    ids = np.unique(np.linspace(0, server.num_clients-1, 32).round().astype(int)).tolist() if ids is None else list(ids)
+    ids = spread(range(server.num_clients), 32) if ids is None else list(ids)
     for i in ids:
         if i not in range(server.num_clients): raise ConfigError('ids', f'clients from 0 to {server.num_clients-1}', i)
     X = np.empty((len(ids),)*2)

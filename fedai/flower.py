@@ -102,7 +102,7 @@ class Trainer:
             self.double = type('Double', (_AtSite,algorithm_classes[cfg.name]), dict(inner='auto'))(cfg, _Own(say['clients'], say['place'], self.data), None, None, None, [])
             self.made = made
         d = self.double
-        if (mine := layout_key(d.store.layout)) != say['layout']: raise ConfigError('model', 'the server\'s model with the same LoRA', f"one whose adapters have another form")
+        if layout_key(d.store.layout) != say['layout']: raise ConfigError('model', "the server's model with the same LoRA", 'one whose adapters have another form')
         return d
 
     def common(self, d, say, arrays):
@@ -144,7 +144,7 @@ class _Central:
     "Stands before a server's class: the data is elsewhere."
     def same_data(self, i, metrics): return metrics.get('data') == self._data.get(i % self.num_clients, metrics.get('data'))
 
-_numbers = dict(tokens=int, padded=int, examples=int, dropped=int, cut=int)
+_numbers = ('tokens','padded','examples','dropped','cut')
 
 def _checked_metrics(m, known=None):
     "Metrics from a site, if they are what they should be."
@@ -155,8 +155,8 @@ def _checked_metrics(m, known=None):
             if not isinstance(v, str) or len(v) > 64 or not v.isalnum(): raise ValueError('metrics: data: expected hex digits')
         elif isinstance(v, bool) or not isinstance(v, (int,float)) or abs(v) > 2**53 or not math.isfinite(v): raise ValueError(f'metrics: {k}: expected a finite number, got {str(v)[:40]}')
     if not isinstance(m.get('loss'), float): raise ValueError(f"metrics: loss: expected a number, got {str(m.get('loss'))[:40]}")
-    for k,kind in _numbers.items():
-        if known and not (isinstance(m.get(k), kind) and m[k] >= 0): raise ValueError(f'metrics: {k}: expected a whole number of at least 0, got {str(m.get(k))[:40]}')
+    for k in _numbers:
+        if known and not (isinstance(m.get(k), int) and m[k] >= 0): raise ValueError(f'metrics: {k}: expected a whole number of at least 0, got {str(m.get(k))[:40]}')
     if known and set(m) != {'loss','data',*_numbers}: raise ValueError('metrics: expected ' + ', '.join(['loss','data',*_numbers]))
     return m
 

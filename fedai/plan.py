@@ -19,7 +19,7 @@ from .lm import count_saved
 from .servers import BaseServer, algorithm_classes
 from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
-from .utils import LazyList, rng
+from .utils import LazyList, existing, rng, spread
 
 # %% ../nbs/13b_plan.ipynb #13bee64f
 def _process(key): # bytes; `None` where there is no /proc
@@ -31,11 +31,6 @@ def _limit():
     try: return int(open('/sys/fs/cgroup/memory.max').read()) - int(open('/sys/fs/cgroup/memory.stat').readline().removeprefix('anon ')) + (_process('VmRSS') or 0)   # page cache gives way
     except (OSError,ValueError): return math.inf
 
-def _existing(path):
-    p = Path(path).absolute()
-    while not p.exists(): p = p.parent
-    return p
-
 def machine(output_dir,   # where a run will write; it needn't be there
             device=None,  # the torch device of the model; None: the CPU
            )->dict:       # memory, disk: bytes; files: how many more the disk takes, `None` where it doesn't say
@@ -45,7 +40,7 @@ def machine(output_dir,   # where a run will write; it needn't be there
         try: memory = int(next(l for l in open('/proc/meminfo') if l.startswith('MemAvailable')).split()[1])*1024 + (_process('VmRSS') or 0)
         except (OSError,StopIteration): memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
         memory = min(memory, _limit())
-    p = _existing(output_dir)
+    p = existing(output_dir)
     return dict(memory=int(memory), disk=shutil.disk_usage(p).free, files=os.statvfs(p).f_favail or None)
 
 # %% ../nbs/13b_plan.ipynb #dc721eed
@@ -83,8 +78,6 @@ class _Clock(Callback):
             self.prefix[1] += len(tokens)
             return out
         prefix._compute = compute
-
-def _spread(ids, n): return [ids[i] for i in np.unique(np.linspace(0, len(ids)-1, min(n, len(ids))).round().astype(int))]
 
 def _settings(server, **fields):
     "The server and its clients, with other settings."
@@ -128,7 +121,7 @@ def facts(server,     # fresh, its run at round 0
          )->dict:     # plain values
     "What is known of a run without training a step."
     cfg,K,store,model = server.cfg,server.num_clients,server.store,server.model
-    some = _spread(range(K), most)
+    some = spread(range(K), most)
     lora = sum(t.numel()*t.element_size() for n,t in server.live.tensors.items() if n.endswith(('lora_A.weight','lora_B.weight')))
     trained = set().union(*(server.trained_tensors(t) or server.live.tensors for t in (0,1)))
     block,folder = os.statvfs(store.root).f_frsize,store.folder(0).stat().st_blocks*512   # small folders may take none
@@ -139,7 +132,7 @@ def facts(server,     # fresh, its run at round 0
              base=sum(p.numel() for p in model.parameters()) - sum(t.numel() for t in server.live.tensors.values()), trained=sum(t.numel() for n,t in server.live.tensors.items() if n in trained),
              row=server.live.layout.nbytes, header=len(server.live.layout.header), lora=lora, weights=store.weights, files=files, block=block, folder=folder, r=cfg.r, asked=(cfg.rounds,cfg.m), local_step=cfg.local_step, bounds=(cfg.memory_gb,cfg.clients_per_batch),
              selection=server.selection if sum(map(len, server.selection)) <= 100_000 else None, test_examples=float(np.mean(list(map(len, tests)))), tests_apart=len({id(t) for t in tests})/len(tests),
-             holdout=len(server.holdout.items) if server.holdout else 0, newcomers=len(getattr(server.lst_data_dict, 'newcomers', None) or ()), data_bytes=_deep([server.lst_data_dict[i] for i in _spread(range(K), 20)], set())/min(K, 20),
+             holdout=len(server.holdout.items) if server.holdout else 0, newcomers=len(getattr(server.lst_data_dict, 'newcomers', None) or ()), data_bytes=_deep([server.lst_data_dict[i] for i in spread(range(K), 20)], set())/min(K, 20),
              **_count_tokens(server, some))
     if server.task_is_text:
         c = server.client_list[some[0]]
@@ -147,7 +140,7 @@ def facts(server,     # fresh, its run at round 0
             items = list(c.train_data.items[:max(1, cfg.batch_size)])
             with server.task.loss(model).over(server.live, [0]*len(items), items): pass
         f.update(pass_tokens=server.task.pass_tokens(model), label_bytes=server.task.token_bytes(model), token_bytes=sum(saved.values())/server.task.size(items))
-        t = [server.client_list[i].test_data for i in _spread(some, 20)]
+        t = [server.client_list[i].test_data for i in spread(some, 20)]
         f.update(answer_tokens=float(np.mean([len(e.answer) for d in t for e in d.items])), prompt_tokens=float(np.mean([len(e.prompt) for d in t for e in d.items])))
         if server.task.prefix is not None:
             c,first,size = model.config.get_text_config(),server.task.prefix.first,2 if cfg.prefix_dtype != 'same' else next(model.parameters()).element_size()
@@ -170,7 +163,7 @@ def _steps(server, f, clock, seconds, K):
     rate = max(1e-6, clock.rounds[0]['train'])   # of a client's step, and more
     fit = f['pass_tokens']/f['step_tokens'] if 'pass_tokens' in f else most
     n = int(max(2, min(most, max(math.ceil(fit), 1/rate), seconds/4/rate)))
-    ids = sorted(_spread(of, n))
+    ids = sorted(spread(of, n))
     begun = clock.time()
     for i in ids:
         c = server.client_list.client_class(server, i)
@@ -399,7 +392,7 @@ def _need(est, what): return dict(memory=est['memory']['peak'], disk=est['disk']
 @contextmanager
 def _trial(cfg, data, model, kwargs, time):
     "A server as the run will have it, in a folder that is gone after the block."
-    near = _existing(cfg.output_dir)
+    near = existing(cfg.output_dir)
     tmp = Path(tempfile.gettempdir())
     where = tmp if tmp.stat().st_dev == near.stat().st_dev or not os.access(near.parent, os.W_OK) else near.parent
     with tempfile.TemporaryDirectory(prefix='.fedai-plan-', dir=where) as d:
@@ -436,7 +429,7 @@ def make_plan(cfg:FedConfig,      # the run's settings
     began = clock() if began is None else began
     for k,v in dict(clients=clients, seconds=seconds, memory=memory, disk=disk, hours=hours).items():
         if v is not None and (isinstance(v, bool) or not isinstance(v, int if k == 'clients' else (int,float)) or not 0 < v < math.inf): raise ConfigError(k, 'a whole number above 0' if k == 'clients' else 'a number above 0', v)
-    near = _existing(cfg.output_dir)
+    near = existing(cfg.output_dir)
     if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK): raise ConfigError('output_dir', f'a folder that can be written ({near} is none)', cfg.output_dir)
     data = get_client_data(cfg) if lst_data_dict is None else lst_data_dict
     with _trial(cfg, data, model, kwargs, clock) as (server,watch):

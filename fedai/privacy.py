@@ -6,7 +6,7 @@
 __all__ = ['BudgetSpent', 'Privacy']
 
 # %% ../nbs/14a_privacy.ipynb #04c4b8e4
-import json, math, secrets
+import json, math, secrets, warnings
 from pathlib import Path
 
 import numpy as np, torch
@@ -60,7 +60,6 @@ class Privacy:
         from opacus.accountants import RDPAccountant
         a = RDPAccountant()
         a.history = [(s, 1., n) for s,n in steps]
-        import warnings
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')   # that a further order would be a little tighter
             return float(a.get_epsilon(self.delta))

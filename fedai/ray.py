@@ -108,7 +108,6 @@ class RayEngine:
              timeout=None, # seconds that a job may take
             ):             # yields (job, what came of it, `None`), or (job, `None`, why nothing did), in any order
         "Have the workers do jobs; what a worker that died had in hand is done again."
-        lost = (self.ray.exceptions.RayError,)
         jobs,again,busy,tries,out,failed,waited = iter(jobs),[],{},Counter(),[],0,time.monotonic()
         while len(self.free) + len(self.starting) < self.workers: self._start()
         try:
@@ -129,7 +128,7 @@ class RayEngine:
                     except self.ray.exceptions.RayTaskError as e:
                         if w: self.free.append(w)
                         raise (e.cause if isinstance(e.cause, Exception) else e) from None
-                    except lost as e:
+                    except self.ray.exceptions.RayError as e:
                         self.starting.pop(ref, None)
                         self._start()
                         if job is None:
@@ -174,12 +173,13 @@ class RayEngine:
             while group := list(itertools.islice(each, n)):
                 if all(c.id < s.num_clients for _,(c,_) in group): yield group
                 else: done.update(zip([k for k,_ in group], self.inner.test([o for _,o in group], scores)))
-        done,at,common = {},0,self.ray.put(for_all(s))
+        def ready():
+            "What is known, as far as nothing before it is missing."
+            while at[0] in done:
+                yield done.pop(at[0])
+                at[0] += 1
+        done,at,common = {},[0],self.ray.put(for_all(s))
         for group,got,why in self._run(jobs(), lambda w, group: w.test.remote(common, [(c.id, r.numpy()) for _,(c,r) in group], scores)):
             done.update((k, (c,*o)) for (k,(c,_)),o in zip(group, got or [(None,why)]*len(group)))
-            while at in done:
-                yield done.pop(at)
-                at += 1
-        while at in done:
-            yield done.pop(at)
-            at += 1
+            yield from ready()
+        yield from ready()

@@ -62,8 +62,8 @@ class Double:
         self._remember([])   # what the algorithm makes of it
 
     def train_here(self,
-                   common:dict, # as `parcel` gives it
-                   rows:dict,   # likewise
+                   common:dict, # as `for_all` gives it
+                   rows:dict,   # as `for_group` gives it
                    ids,         # a group of those rows
                   )->list:      # (id, the row as trained: (nbytes,) uint8 array, metrics) for each
         "Let a group train."

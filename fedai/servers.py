@@ -28,7 +28,7 @@ from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Progress
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
-from .utils import LazyList, atomic_file, rng, write_json, write_text
+from .utils import atomic_file, existing, LazyList, rng, write_json, write_text
 
 # %% ../nbs/12_servers.ipynb #87013379
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
@@ -91,7 +91,6 @@ class BaseServer:
         if holdout_ds is None: holdout_ds = getattr(lst_data_dict, 'holdout', None)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients
         self.callbacks,self.given_model = [Progress()] if callbacks is None else callbacks,model
-        self.given_model = model
         self.args = self._settings()
         self._set_attributes(kwargs)
         self.task_is_text = _is_text(model)
@@ -127,9 +126,8 @@ class BaseServer:
 
     def _check_folder(self):
         "The output folder must be one that can be made and written."
-        p = there = Path(self.cfg.output_dir).absolute()
-        while not there.exists() and there != there.parent: there = there.parent
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK): raise ConfigError('output_dir', f'a folder that can be written ({there} is none)', str(p))
+        there = existing(self.cfg.output_dir)
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK): raise ConfigError('output_dir', f'a folder that can be written ({there} is none)', str(Path(self.cfg.output_dir).absolute()))
 
     def _check_data(self):
         if len(self.lst_data_dict) != self.num_clients: raise ConfigError('num_clients', f'{len(self.lst_data_dict)}, the length of lst_data_dict', self.num_clients)

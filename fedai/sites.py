@@ -277,7 +277,7 @@ def serve_federation(config:str|Path, # a YAML file
         while True:
             time.sleep(.3)
             if (folder/'ended').exists() or time.monotonic() > asked + 20:   # asking takes a second of a core
-                status,asked = _status(_flwr(['list','fedai','--run-id',run], env, 'the status of the run')),time.monotonic()
+                status,asked = _flwr(['list','fedai','--run-id',run], env, 'the status of the run')['runs'][0]['status'],time.monotonic()
             if said.exists() and said.stat().st_size > at:
                 with open(said) as f:
                     f.seek(at)
@@ -291,10 +291,6 @@ def serve_federation(config:str|Path, # a YAML file
     finally:
         if door: door.should_exit = True
         _stop(link)
-
-def _status(got):
-    runs = got.get('runs') or [got.get('run') or {}]
-    return str(runs[0].get('status', ''))
 
 # %% ../nbs/15a_sites.ipynb #3add37e2
 def run_site(data:dict,     # {'train': ..., 'test': ...}
