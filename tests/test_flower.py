@@ -1,5 +1,5 @@
 "Sites that are hostile, lost or late, over a grid in one process; the gate; and a real federation on loopback."
-import importlib.util, json, os, re, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+import hashlib, importlib.util, json, os, re, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
 from multiprocessing.connection import Listener
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +77,7 @@ def test_what_leaves_a_site(make_cfg):
     marks = [m['data'] for r in said for ms in [unpack(r)[0].get('metrics')] if isinstance(ms, dict) for m in ms.values()]
     home = get_server(make_cfg(num_clients=2, rounds=0), data, callbacks=[])
     assert len(set(marks)) == 2 and not set(marks) & {home.client_list[i].fingerprint for i in (0,1)}
+    assert not set(marks) & {hashlib.blake2b(home.client_list[i].fingerprint.encode(), digest_size=16).hexdigest() for i in (0,1)}   # what anybody could try
     assert not (Path(s.cfg.output_dir)/'generations.jsonl').exists()
 
 def altered(change):
