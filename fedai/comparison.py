@@ -222,7 +222,7 @@ def _cell(cfg, data, model, scores, kwargs):
     try:
         s = get_server(cfg, data, model and model(cfg), callbacks=[], **kwargs)
         s.fit()
-        clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.engine.test(((c, s.test_row(c)) for c in s.client_list), scores=False)}
+        clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.test_own(s.client_list, False)}
         tasks = s.tasks
     except NonFiniteLoss as e:
         if scores: raise

@@ -91,6 +91,7 @@ class FedConfig:
     engine:str = opt('auto', 'run', choices=('auto','batched','sequential','ray','flower'), result=False) # how a round's clients are trained: many in one batch, or one after another; 'auto': in one batch where that can be; 'ray': by workers on a Ray cluster; 'flower': at their sites, by `fedai flower server`
     engine_args:dict = opt({}, 'run', result=False) # its settings, for ray: `{workers: 4, cpus: 2, gpus: 0.5, address: auto, resources: {}, retries: 3}`
     timeout_s:float|None = opt(None, 'run', above=0, result=False) # seconds that clients elsewhere have for a round's training; who is later is left out of the round. Nothing: as long as it takes
+    secure_aggregation:bool = opt(False, 'run') # in a federation on Flower: the server gets sums over clients, and never a single client's adapter; for graphs that join clients evenly
     min_clients:int = opt(1, 'run', lo=1, result=False) # clients that must be there at the end of a round, where some are lost or late; with fewer the run stops
     clients_per_batch:int|str = opt('auto', 'run', lo=1, result=False) # clients trained and tested together; 'auto': up to 32, as many as fit in the memory
     memory_gb:float|None = opt(None, 'run', above=0, result=False) # memory for activations and client states, in GB; nothing: half of the machine's, or four fifths of what the model leaves of a GPU

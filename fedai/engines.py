@@ -122,7 +122,7 @@ class BatchedEngine(SequentialEngine):
             out = task.evaluate(rows, datas) if scores else {k: (dict(loss=l),None) for k,l in task.mean_losses(rows, datas).items()}
             for k,(c,_) in enumerate(group): yield c,*out[k]
 
-engines = {'sequential': SequentialEngine, 'batched': BatchedEngine, 'ray': 'fedai.ray:RayEngine', 'flower': 'fedai.flower:FlowerEngine'}   # name -> class, or where it is: imported when a config names it
+engines = {'sequential': SequentialEngine, 'batched': BatchedEngine, 'ray': 'fedai.ray:RayEngine', 'flower': 'fedai.flower:flower_engine'}   # name -> class, or where it is: imported when a config names it
 
 def get_engine(server,    # its config's `engine`
                name=None, # another one
@@ -130,6 +130,7 @@ def get_engine(server,    # its config's `engine`
     "The engine that the server's config names; with 'auto' the batched one, where it can be."
     name = name or server.cfg.engine
     if name == 'auto': name = 'sequential' if BatchedEngine.reason(server) else 'batched'
+    if getattr(server.cfg, 'secure_aggregation', False) and name != 'flower': raise ConfigError('secure_aggregation', 'false but in a federation (`fedai flower server`): clients have their adapters at their sites', True)
     if name not in engines: raise ConfigError('engine', 'one of auto, ' + ', '.join(engines), name)
     if isinstance(cls := engines[name], str):
         module,_,cls = cls.partition(':')

@@ -48,8 +48,9 @@ def mean_adapter(server, # with a store, and clients to test
             first = row if first is None else first
             same = same and torch.equal(row, first)
             yield row
-    if not ids: return None,False
-    return mean_rows(server.store.layout, rows(), [1/len(ids)]*len(ids)),same
+    if not ids or not server.knows_mean(): return None,False
+    row = mean_rows(server.store.layout, rows(), [1/len(ids)]*len(ids))
+    return row,same and not server.only_sums
 
 def read_scores(folder, # of a run that was tested
                )->tuple: # (client -> metrics, the lines of `generations.jsonl`)
@@ -76,7 +77,7 @@ def test_clients(server,          # a server whose run may be at any round
     K,names = server.num_clients,getattr(server.lst_data_dict, 'names', None)
     if versus: read_scores(versus)   # what is wrong with it is found before anything is tested
     own,said,parts,answers,untested = {},[],{},{},{}
-    for c,m,a in _bar(server.engine.test((c, server.test_row(c)) for c in server.client_list), K, 'test'):
+    for c,m,a in _bar(server.test_own(server.client_list), K, 'test'):
         if m is None:
             untested[str(c.id)] = a
             continue

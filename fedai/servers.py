@@ -64,6 +64,7 @@ class BaseServer:
     alk_connection = None      # (K, K) client graph, where there is one
     scorecard = None           # what `test` found
     needs_data = False         # does the server look at clients' data, other than by training and testing?
+    only_sums = False          # has the server sums only, from which clients make their own states elsewhere?
     carried = ()               # names of what the store keeps that training needs beside the clients' rows
 
     def __init_subclass__(cls, name=None, paper=None, **kwargs):
@@ -487,7 +488,7 @@ class BaseServer:
                    tokens=sum(metrics[i].get('tokens', 0) for i in ids), data={str(i): metrics[i].get('data') for i in ids}, pull=dict(mean=float(pull.mean()), max=float(pull.max())))
         every = self.cfg.eval_every
         if every and ((comm_round+1) % every == 0 or comm_round+1 == self.cfg.rounds):
-            tested = self.engine.test(((c, self.test_row(c, comm_round+1)) for c in map(self.client_list.__getitem__, ids)), scores=False)
+            tested = self.test_own(map(self.client_list.__getitem__, ids), False, comm_round+1)
             out['test_loss'] = {str(c.id): m['loss'] for c,m,_ in tested if m is not None}
             if out['test_loss']: out['mean_test_loss'] = float(np.mean(list(out['test_loss'].values())))
         if self.holdout is not None:
@@ -502,6 +503,18 @@ class BaseServer:
                 )->torch.Tensor: # (nbytes,) uint8
         "What a client is tested with: the state that it was left with."
         return self.row_of(client) if round is None else self.cut_to_rank(self.store.load_row(client.id, round), client.id)
+
+    def test_own(self,
+                 clients,     # of `client_list`
+                 scores=True, # also generate and score, or only the loss?
+                 round=None,  # folder; None: the latest
+                ):            # yields as an engine's `test`
+        "Test clients with the states that they were left with."
+        yield from self.engine.test(((c, self.test_row(c, round)) for c in clients), scores)
+
+    def knows_mean(self)->bool:
+        "Is the mean of clients' rows that of the states that they are tested with?"
+        return True
 
     is_first = False           # is the base model as it was before the first round, though an algorithm added to it?
 
