@@ -50,7 +50,7 @@ def mean_adapter(server, # with a store, and clients to test
             yield row
     if not ids or not server.knows_mean(): return None,False
     row = mean_rows(server.store.layout, rows(), [1/len(ids)]*len(ids))
-    return row,same and not server.only_sums
+    return row,same and (server.one_model or not server.only_sums)
 
 def read_scores(folder, # of a run that was tested
                )->tuple: # (client -> metrics, the lines of `generations.jsonl`)

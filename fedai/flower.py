@@ -229,6 +229,7 @@ class _Central:
     def test_own(self, clients, scores=True, round=None): yield from self.engine.test_own([*clients], scores, round)
     def knows_mean(self):
         if not self.only_sums: return True
+        if self.own or self.cfg.ranks and not self.one_model: return False   # what clients keep, or cut
         last,known = self.history[-1]['round'],[self.engine.how(i) for i,t in self.latest_model_iter.items() if t]
         return all(h['own'] < 1 and (self.one_model or h['took'] == last) for h in known)
     def same_data(self, i, metrics): return metrics.get('data') == self._data.get(i % self.num_clients, metrics.get('data'))

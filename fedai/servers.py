@@ -441,7 +441,9 @@ class BaseServer:
         metrics = {i: m for i,m in self.store.trained(t+1).items() if i in rows and self.same_data(i, m)}
         failed = {}
         for r in self.engine.train([g for g in self.engine.groups(rows) if not all(i in metrics for i in g)], t):
-            if isinstance(r, Failure): failed[r.id] = r.why
+            if isinstance(r, Failure):
+                failed[r.id] = r.why
+                metrics.pop(r.id, None)   # what a killed run had of a group doesn't count without the others
             else:
                 metrics[r.id] = r.metrics
                 self.update(r.state, t, r.id, r.metrics)
