@@ -174,7 +174,7 @@ def run_flower(args,     # of the command line
     if privacy and 'clip' not in privacy: raise ConfigError('clip', f"a number above 0 beside --{next(iter(privacy)).replace('most', 'drown')}", None)
     if 'data' not in vars(args) and not args.config: raise ConfigError('data', "the site's data", None)
     data = get_client_data(cfg.replace(partition='iid', partition_args={}, num_clients=1, unseen_clients=0, unseen_tasks=[]))   # all of it is one client's
-    run_site(data[0], args.superlink, args.key, args.ca, cfg, vars(args).get('model'), privacy or None)
+    run_site(data[0], args.superlink, args.key, args.ca, cfg, vars(args).get('model'), privacy or None, args.keep, args.only_sums)
     return 0
 
 # %% ../nbs/17_cli.ipynb #748a40f3
@@ -194,7 +194,9 @@ def _add_flower(sub):
     _add_fields(p, ('engine','engine_args','imports'))
     p = f.add_parser('client', help='take part in a federation', allow_abbrev=False, description="Take part in a federation with a site's own data, until stopped. Of the settings below, those of the data and of this machine count; the others are the server's.", epilog='example: fedai flower client --data ward1.jsonl --superlink fed.example.org:9092 --ca ca.crt --key ward1.key')
     for k,text in (('superlink',"where the server is, HOST:PORT"),('ca',"the federation's ca.crt"),('key',"the site's private key")): p.add_argument(f'--{k}', required=True, help=text)
+    p.add_argument('--keep', metavar='DIR', help="where the site keeps its adapter [beside the key: ward1.adapter for ward1.key]")
     g = p.add_argument_group('privacy')
+    g.add_argument('--only-sums', action='store_true', help="send nothing but parts of sums (the server's --secure_aggregation): it never sees this site's adapter")
     for k,text in (('clip','largest length of an update that leaves the site [none]'),('noise','standard deviation of the noise on each of its numbers, in units of --clip [0]'),('delta','δ of the account [1e-5]'),('epsilon','the most that ε may come to, over all runs with this key [no bound]'),('drown','how many times as long as the longest update noise may be [10]')): g.add_argument(f'--{k}', metavar='NUMBER', help=text)
     p.add_argument('config', nargs='?', help='a YAML file with fields of the config')
     _add_fields(p, ('engine','engine_args'))

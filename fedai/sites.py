@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .config import ConfigError, FedConfig, dump_config, load_config
 from .partition import natural
-from .utils import write_json, write_text
+from .utils import existing, write_json, write_text
 
 # %% ../nbs/15a_sites.ipynb #cee889dc
 def _crypto():
@@ -300,6 +300,8 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
              cfg=None,      # the site's own settings: device, memory, imports
              model=None,    # the model, where the server's word isn't taken for it
              privacy=None,  # a `Privacy`, or its settings; the account is kept beside the key
+             folder=None,   # where the site keeps its adapter; None: beside the key, `ward1.adapter` for `ward1.key`
+             only_sums=False, # refuse to send an adapter that the server could see?
              out=None,      # file for the log; standard error when not given
             ):
     "Take part in a federation, until it is stopped: what `fedai flower client` does."
@@ -313,7 +315,9 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
     _crypto()
     secret = Path(key).read_bytes()
     if isinstance(privacy, dict): privacy = Privacy(**{'path': f'{key}.account.json', **privacy})
-    trainer = Trainer(data, cfg or FedConfig(), model, hashlib.sha256(b'fedai data mark' + secret).digest(), privacy, out)
+    keep = Path(folder or f"{str(key).removesuffix('.key')}.adapter").absolute()
+    if not existing(keep).is_dir() or not os.access(existing(keep), os.W_OK | os.X_OK): raise ConfigError('keep', 'a folder that can be written', str(keep))
+    trainer = Trainer(data, cfg or FedConfig(), model, hashlib.sha256(b'fedai data mark' + secret).digest(), privacy, keep, only_sums, out)
     folder = Path(tempfile.mkdtemp(prefix='fedai-'))   # mode 700
     authkey = secrets.token_bytes(32)
     env = {**_environment(folder), 'FEDAI_TRAINER': str(folder/'trainer'), 'FEDAI_TRAINER_KEY': authkey.hex()}
