@@ -136,6 +136,29 @@ def test_a_hostile_site_is_named_and_never_mixed(make_cfg, how):
         for n in new: assert (new[n].double() - (old[0][n].double() + old[1][n].double())/2).abs().max() < 1e-7
     assert s.store.check() == [] and sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal()) == ['.lock','config.yaml','history.jsonl','state.json']
 
+def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
+    "As a folder that peft loads: what the server has of it; where the algorithm added to the base model, with that."
+    from peft import PeftModel
+    from fedai.models import get_model
+    from safetensors.torch import load_file
+    for name in ('mira','flora'):
+        data,cfg = client_data(2),make_cfg(num_clients=2, rounds=2, name=name, keep_rounds=9)
+        grid = Grid({10+k: Trainer(d, FedConfig(device='cpu'), folder=tmp_path/name/f's{k}') for k,d in enumerate(data)})
+        clients = [dict(name=f's{k}', node=10+k) for k in range(2)]
+        meet(grid, clients, 0)
+        s = central(cfg, clients, grid, [])
+        s.fit()
+        s.test(baselines=True)   # the base model and the mean are tested there as well, and are nobody's own
+        for k in range(2):
+            f = tmp_path/name/f's{k}'
+            assert (f/'adapter_model.safetensors').read_bytes() == (s.store.path(*s.store._where(k))/'adapter_model.safetensors').read_bytes()
+            assert sorted(o.name for o in f.iterdir()) == ['adapter_config.json','adapter_model.safetensors',*(['kept_base.safetensors'] if name == 'flora' else [])]
+            base = get_model(cfg).unload()
+            got = PeftModel.from_pretrained(base, f)
+            want = load_file(f/'adapter_model.safetensors')
+            assert all(torch.equal(t, want[n.replace('.default.', '.')]) for n,t in got.state_dict().items() if 'lora_' in n) and len(want) == sum('lora_' in n for n in got.state_dict())
+            if name == 'flora': assert {n: t.tolist() for n,t in load_file(f/'kept_base.safetensors').items()} == {n: t.tolist() for n,t in s.store.kept('base').items()}
+
 def test_who_can_not_be_tested_is_named(make_cfg):
     data = client_data(3)
     for d in data: d['test'] = d['test'][:2]
