@@ -23,7 +23,7 @@ from .data import ClientData
 from .engines import Failure, Reply, SequentialEngine
 from .evaluation import gain_table, score_table
 from .remote import Double, as_row, for_all, for_group
-from .secure import Member, check_sums, checked_keys, even_groups, numbers_of, sum_of, summed_tensors, with_numbers
+from .secure import Member, check_settings, check_sums, checked_keys, even_groups, numbers_of, sum_of, summed_tensors, with_numbers
 from .rows import adapter_files
 from .store import read_row
 from .tracking import Progress
@@ -447,6 +447,7 @@ def check_config(cfg:FedConfig):
     if algorithm_classes[cfg.name].needs_data: raise ConfigError('name', 'an algorithm whose server needs no data, on Flower', cfg.name)
     if cfg.graph == 'tasks': raise ConfigError('graph', "another than 'tasks' on Flower, where the server doesn't see examples", cfg.graph)
     if cfg.graph_args.get('measure') == 'data': raise ConfigError('graph_args: measure', "'states' or 'updates' on Flower", 'data')
+    if cfg.secure_aggregation and cfg.num_clients: check_settings(cfg, algorithm_classes[cfg.name])
 
 def central(cfg:FedConfig,
             clients,       # a dict each: name, node, examples, test

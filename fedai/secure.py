@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['even_groups', 'Member', 'open_sum', 'checked_keys', 'sum_of', 'summed_tensors', 'numbers_of', 'with_numbers',
-           'check_sums']
+           'check_settings', 'check_sums']
 
 # %% ../nbs/14b_secure.ipynb #5087c96a
 import hashlib, os
+from types import SimpleNamespace
 
 import networkx as nx, numpy as np, torch
 from .config import ConfigError
-from .servers import BaseServer
+from .graphs import max_degree, mira_matrix
+from .servers import BaseServer, Server_mira
 from .store import Layout
 
 # %% ../nbs/14b_secure.ipynb #7fddacd5
@@ -194,19 +196,31 @@ def with_numbers(layout:Layout,
         at += views[n].numel()
     return out
 
+def _uneven(e, t, cfg): return ConfigError('graph', f'one on which clients are joined evenly, with `secure_aggregation` ({t}: {e})', cfg.graph)
+
+def check_settings(cfg,  # its number of clients known
+                   cls): # the class of its server
+    "Raises `ConfigError` for what can be known, before there is a server, to need more than sums."
+    if cls.aggregate is not BaseServer.aggregate or cls.row_ids is not BaseServer.row_ids: raise ConfigError('secure_aggregation', f'false for {cls.name}, whose rounds are more than a mixing matrix', True)
+    if cfg.space != 'factors': raise ConfigError('space', "'factors' with `secure_aggregation` (the product of two sums is no sum of products)", cfg.space)
+    if cfg.num_clients < 3: raise ConfigError('secure_aggregation', 'at least 3 clients in a sum', cfg.num_clients)
+    if cfg.server_optimizer != 'none' and not cls.one_model: raise ConfigError('server_optimizer', "'none' with `secure_aggregation`, where each client has a model of its own", cfg.server_optimizer)
+    if issubclass(cls, Server_mira) and cfg.graph != 'learned':
+        A = cls.init_sim_matrix(SimpleNamespace(cfg=cfg, num_clients=cfg.num_clients, tasks=None))
+        try: even_groups(mira_matrix(A, .5/max(max_degree(A), 1e-12)))
+        except ValueError as e: raise _uneven(e, 'all together', cfg) from e
+
 def check_sums(server, # of a run, its selection known
               ):
     "Raises `ConfigError` for a run whose rounds need more than sums."
     cfg,cls = server.cfg,type(server)
-    if cls.aggregate is not BaseServer.aggregate or server.row_ids([0]) != [0]: raise ConfigError('secure_aggregation', f'false for {cls.name}, whose rounds are more than a mixing matrix', True)
-    if cfg.space != 'factors': raise ConfigError('space', "'factors' with `secure_aggregation` (the product of two sums is no sum of products)", cfg.space)
-    if cfg.server_optimizer != 'none' and not server.one_model: raise ConfigError('server_optimizer', "'none' with `secure_aggregation`, where each client has a model of its own", cfg.server_optimizer)
+    check_settings(cfg, cls)
     for t in range(server.store.round, len(server.selection)):
         ids = list(server.selection[t])
         try: groups = even_groups(server.mixing_matrix(ids, t))
         except ValueError as e:
             if isinstance(e, ConfigError): raise
-            raise ConfigError('graph', f'one on which clients are joined evenly, with `secure_aggregation` (round {t+1}: {e})', cfg.graph) from e
+            raise _uneven(e, f'round {t+1}', cfg) from e
         for at,w,a in groups:
             mine = [ids[k] for k in at]
             if len(at) == 2 or len(at) == 1 and server.shares(t): raise ConfigError('secure_aggregation', f'at least 3 clients in a sum (round {t+1}: {", ".join(map(str, mine))})', len(at))

@@ -124,6 +124,8 @@ def test_what_a_member_refuses():
     for least in (2, 5):
         with pytest.raises(ValueError, match='least: expected'): ms[0].shares(keys, least)
     with pytest.raises(ValueError, match='least: expected'): Member.shares(six := ready(6)[0][0], {**{i: Member(i).keys for i in range(1, 6)}, 0: six.keys}, 3)   # half of them could open both of two sums
+    two,both = ready(2)
+    with pytest.raises(ValueError, match='least: expected 3 or more'): two[0].shares(both, 2)
     sealed = {m.me: m.shares(keys, 3) for m in ms}
     with pytest.raises(ValueError, match='came before'): ms[0].shares(keys, 3)
     with pytest.raises(ValueError, match='expected those of at least 2 others'): ms[0].masked({1: sealed[1][0]}, np.zeros(2), 1.)
@@ -337,6 +339,12 @@ def test_noise_before_the_sum(make_cfg, tmp_path):
 def test_what_needs_single_adapters_is_refused(make_cfg, tmp_path, kw, why):
     with pytest.raises(ConfigError, match=why): federation(make_cfg(rounds=2, **kw), client_data(kw['num_clients']), tmp_path)
     assert not list(tmp_path.rglob('state.json'))
+
+def test_the_settings_are_refused_before_anything_starts(make_cfg):
+    from fedai.flower import check_config
+    for kw,why in ((dict(graph='ring'), 'all together: 4 clients'), (dict(), 'joined evenly'), (dict(name='ditto'), 'false for ditto'), (dict(name='fedavg', num_clients=2), 'at least 3')):
+        with pytest.raises(ConfigError, match=why): check_config(make_cfg(secure_aggregation=True, **{'num_clients': 4, **kw}))
+    check_config(make_cfg(secure_aggregation=True, graph='complete'))
 
 def test_only_in_a_federation(make_cfg, tmp_path):
     with pytest.raises(ConfigError, match='`secure_aggregation`: expected false but in a federation'): get_server(make_cfg(secure_aggregation=True), client_data(4), callbacks=[])
