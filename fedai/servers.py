@@ -25,7 +25,7 @@ from .prompts import DataError, check_example
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .server_opt import server_step
 from .store import AdapterStore, StoreError, _link, read_row
-from .tracking import Progress
+from .tracking import History, Progress
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
 from .utils import atomic_file, existing, LazyList, rng, write_json, write_text
@@ -418,7 +418,7 @@ class BaseServer:
     def call(self, event:str, *args):
         for c in self.callbacks: getattr(c, event)(self, *args)
 
-    def fit(self)->list: # the history: a dict for each round
+    def fit(self)->History: # a dict for each round
         "Run the rounds that are not done yet."
         with self.store.locked():
             self.store.recover()
@@ -429,7 +429,7 @@ class BaseServer:
                 if t >= len(self.selection): self.selection = self.client_selection()
                 self.one_round(t, self.selection[t])
             self.call('after_fit')
-        return self.history
+        return History(self.history, self.alk_connection, self.tasks)
 
     def one_round(self,
                   t:int, # the round, from 0
@@ -553,7 +553,11 @@ class BaseServer:
         write_json(self.store.root/'scorecard.json', self.scorecard)
         return found
 
-    def __repr__(self): return f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
+    def __repr__(self):
+        A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
+        if A is None or not A.any(): return said
+        n = (A > 0).sum(1)
+        return f"{said}; a graph of {(A > 0).sum()//2} edges, {n.min()} to {n.max()} neighbours each, {n.mean():.1f} on average"
 
 # %% ../nbs/12_servers.ipynb #e512c2c8
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):

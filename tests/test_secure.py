@@ -134,6 +134,11 @@ def test_what_a_member_refuses():
     ms,keys = ready()
     sealed = {m.me: m.shares(keys, 3) for m in ms}
     got = {i: sealed[i][0] for i in (1,2,3)}
+    from fedai.secure import _crypto
+    _,enc,join,*_ = _crypto()
+    for src,dst in ((2, 0), (1, 3)):   # what 1 sealed for 0, but it says otherwise
+        with pytest.raises(ValueError, match='shares: expected those of 1 for 0'): ms[0].masked({**got, 1: enc.encrypt(ms[1].sealing[0], join(src, dst, b'b'*52, b'k'*52)).decode()}, np.zeros(2), 1.)
+        ms[0].held = {0: ms[0].held[0]}
     for v in (np.array([np.nan]), np.array([1024.]), np.array([-np.inf])):
         with pytest.raises(ValueError, match='expected finite numbers'): Member.masked(SimpleNamespace(held={0: 0}, pairs={1: b'', 2: b'', 3: b''}, least=3, sealing=ms[0].sealing, me=0, seed=b''), got, v, 1.)
     ms[0].masked(got, np.zeros(2), 1.)
