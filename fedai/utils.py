@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
 
 # %% ../nbs/01_utils.ipynb #872b00b8
 def key_seed(seed:int, # the run's seed
@@ -39,13 +39,17 @@ class keyed_torch:
         self.state = None
         self.seed = key_seed(seed, *key)
 
-    def _get(self): return torch.get_rng_state(),torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    def _get(self):
+        import torch   # here, so that what reads and writes files alone starts without it
+        return torch.get_rng_state(),torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     def _set(self, state):
+        import torch
         torch.set_rng_state(state[0])
         if state[1] is not None: torch.cuda.set_rng_state(state[1])
 
     def __enter__(self):
+        import torch
         self.outer = self._get()
         if self.state is None: torch.manual_seed(self.seed)
         else: self._set(self.state)
