@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_run', 'write_report']
 
-# %% ../nbs/16_report.ipynb #61aae1f5
+# %% ../nbs/16_report.ipynb #34621a22
 import base64, hashlib, html, json, math, re
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from . import __version__
 from .config import ConfigError, FedConfig, field_help, read_yaml
 from .utils import spread, write_text
 
-# %% ../nbs/16_report.ipynb #433d73d7
+# %% ../nbs/16_report.ipynb #598a0b4e
 @contextmanager
 def _reading(path):
     "What goes wrong within the block is the file's fault."
@@ -52,7 +52,7 @@ def _count(x, what):
     if isinstance(x, bool) or not isinstance(x, int) or x < 0: raise TypeError(f'{what}: expected a whole number, got {str(x)[:60]!r}')
     return x
 
-# %% ../nbs/16_report.ipynb #ef2a5788
+# %% ../nbs/16_report.ipynb #ab56ab2b
 def _read_history(path, size):
     out = []
     for r in _lines(path, size):
@@ -79,7 +79,7 @@ def _read_card(path):
     return dict(parts=parts, gains=gains, names={int(i): _text(str(n)) for i,n in card.get('names', {}).items()}, tasks={i: _text(m.get('task') or '') for i,m in parts['own']['clients'].items()},
                 untested={int(i): _text(str(w)) for i,w in card.get('untested', {}).items()}, newcomers=new)
 
-# %% ../nbs/16_report.ipynb #b57d76c8
+# %% ../nbs/16_report.ipynb #3d91c122
 def _answer(o, right, choices):
     "An answer's text, and whether it is right to the letter."
     if o is None: return None
@@ -100,7 +100,7 @@ def _read_said(path, answers):
         kept.setdefault(i, []).append([asked, right, *(_answer(a, right, choices) for a in (o, o.get('base'), o.get('average')))])
     return kept,counts,digest.hexdigest()
 
-# %% ../nbs/16_report.ipynb #ebb97c0e
+# %% ../nbs/16_report.ipynb #b42d5ff3
 def _read_graphs(root, K, done, most=12):
     "[[rounds, (K, K) array], ...]: the graphs of the rounds that are kept, `most` of them, and how many there are."
     found = []
@@ -119,10 +119,10 @@ def _read_graphs(root, K, done, most=12):
 def _read_cross(path):
     d = _json(path)
     X,ids = np.array(d['matrix'], dtype=np.float64),[_count(i, 'clients') for i in d['clients']]
-    if X.shape != (len(ids),)*2 or not len(ids): raise ValueError(f'expected a matrix of {len(ids)} rows and columns, got {X.shape}')
+    if X.shape != (len(ids),)*2 or not len(ids) or not np.isfinite(X).all(): raise ValueError(f'expected a matrix of {len(ids)} rows and columns of finite numbers, got {X.shape}')
     return dict(metric=_text(d['metric']), ids=ids, names=[_text(str(n)) for n in d.get('names') or ids], matrix=X)
 
-# %% ../nbs/16_report.ipynb #924cfc26
+# %% ../nbs/16_report.ipynb #561df847
 def read_run(folder:str|Path, # of a run, finished or not
              answers=5,       # test questions of each client that are kept
             )->dict:          # what its files say
@@ -155,7 +155,7 @@ def read_run(folder:str|Path, # of a run, finished or not
     run['graphs'],run['all_graphs'] = _read_graphs(root, run['K'], run['done'])
     return run
 
-# %% ../nbs/16_report.ipynb #eb8cc238
+# %% ../nbs/16_report.ipynb #d0ed3010
 def _sig(x): return None if x is None or not math.isfinite(x) else 0 if x == 0 else float(f'{x:.5g}') if x % 1 or abs(x) > 1e15 else int(x)
 
 def _script_json(data): return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',',':')).replace('<', '\\u003c')
@@ -178,20 +178,19 @@ def _order(A, tasks):
     A = (A + A.T)/2
     return np.argsort(np.linalg.eigh(np.diag(A.sum(1)) - A)[1][:,min(1, K-1)].round(9), kind='stable').tolist()
 
-def _blocks(A, order, most=256):
+def _blocks(A, order, most=200):
     "(n, n) means over groups of clients in that order, and the groups; a client is a group where there are no more than `most`."
     groups = np.array_split(np.array(order), min(len(order), most))
     at = np.cumsum([0, *map(len, groups)])[:-1]
     sizes = np.array([len(g) for g in groups])
     return np.stack([np.add.reduceat(np.asarray(A[np.sort(g)], dtype=np.float64).sum(0)[order], at) for g in groups])/np.outer(sizes, sizes),[g.tolist() for g in groups]
 
-def _matrix(M, groups, names):
-    "A matrix as bytes from 0 to 255 between its least and its largest entry."
-    there = M[np.isfinite(M)]
-    lo,hi = (float(there.min()),float(there.max())) if len(there) else (0.,0.)
-    q = np.where(np.isfinite(M), np.round(255*(np.nan_to_num(M, nan=lo, posinf=hi, neginf=lo) - lo)/((hi - lo) or 1)), 0).astype(np.uint8)
+def _matrix(M, groups, names, ids=None):
+    "A matrix, as numbers from 0 to 65535 between its least and its largest entry."
+    lo,hi = float(M.min()),float(M.max())
+    q = np.round(65535*(M - lo)/((hi - lo) or 1)).astype('<u2')
     one = max(map(len, groups)) == 1
-    return dict(n=len(M), q=base64.b64encode(q.tobytes()).decode(), lo=_sig(lo), hi=_sig(hi), names=[names[g[0]] if one else f'{names[g[0]]} … {names[g[-1]]}' for g in groups], ids=[g[0] for g in groups], grouped=None if one else max(map(len, groups)))
+    return dict(n=len(M), q=base64.b64encode(q.tobytes()).decode(), lo=lo, hi=hi, names=[names[g[0]] if one else f'{names[g[0]]} … {names[g[-1]]}' for g in groups], ids=[(ids or range(len(names)))[g[0]] for g in groups], grouped=None if one else max(map(len, groups)))
 
 def _graph_data(run, drawn=60):
     "The graphs: as edges where there are few clients, as a matrix of groups where there are many."
@@ -209,7 +208,7 @@ def _graph_data(run, drawn=60):
         out.append(one)
     return dict(order=order, steps=out, all=run['all_graphs'])
 
-# %% ../nbs/16_report.ipynb #187cede3
+# %% ../nbs/16_report.ipynb #3b9a50d4
 def _client_chart(run, key, mean, title, unit, points):
     "A chart of the clients' losses."
     rows = [r for r in run['history'] if r[key]]
@@ -272,12 +271,12 @@ def _page_data(run, budget):
     if cross:
         order = _order(None, [run['tasks'][i] if i < run['K'] else '' for i in cross['ids']])
         M,groups = _blocks(cross['matrix'], order)
-        cross = dict(_matrix(M, groups, cross['names']), metric=cross['metric'], low=cross['metric'] in _better_low)
+        cross = dict(_matrix(M, groups, cross['names'], cross['ids']), metric=cross['metric'], low=cross['metric'] in _better_low)
     plain = run['names'] == [str(i) for i in range(run['K'])]
     return dict(name=run['name'], K=run['K'], names=None if plain else run['names'], tasks=tasks, task=[tasks.index(t) if t else -1 for t in run['tasks']] if tasks else None, charts=_charts(run), table=_table_data(run), graph=_graph_data(run), cross=cross,
                 said=said, counts=run['counts'], kept=kept, chars=chars)
 
-# %% ../nbs/16_report.ipynb #448216c5
+# %% ../nbs/16_report.ipynb #25a7570c
 def _e(x): return html.escape(_text(str(x)))
 def _name(x): return f'<bdi>{_e(x)}</bdi>'
 def _decimals(values):
@@ -294,10 +293,10 @@ def _value(v): return '<i>nothing</i>' if v is None or v == '' else _e(v if isin
 def _plural(n, what): return f"{n:,} {what}{'' if n == 1 else 's'}"
 def _seconds(s): return f'{s:.0f} s' if s < 100 else f'{s/60:.0f} min' if s < 6000 else f'{s/3600:.1f} h'
 
-def _table(head, rows, what, left=1):
+def _table(head, rows, what, left=1, cls=''):
     "A table with a frame that scrolls; cells are HTML, the first `left` columns text."
     def line(cells, tag): return '<tr>' + ''.join(f'<{tag}{"" if j < left else " class=n"}{" scope=col" if tag == "th" else ""}>{c}</{tag}>' for j,c in enumerate(cells)) + '</tr>'
-    return f'<div class=scroll tabindex=0 role=region aria-label="{_e(what)}"><table><thead>{line(head, "th")}</thead><tbody>' + '\n'.join(line(r, 'td') for r in rows) + '</tbody></table></div>'
+    return f'<div class=scroll tabindex=0 role=region aria-label="{_e(what)}"><table class="{cls}"><thead>{line(head, "th")}</thead><tbody>' + '\n'.join(line(r, 'td') for r in rows) + '</tbody></table></div>'
 
 def _section(id, title, body): return f'<section id="{id}"><h3>{title}</h3>\n{body}\n</section>\n' if body else ''
 
@@ -314,7 +313,7 @@ def _tiles(run):
         d = _decimals([own['mean'][k], *own['interval'].get(k, ())])
         out.append((_words(k) + ', mean over clients', _f(own['mean'][k], d), _range(*own['interval'].get(k, (None,None)), d)))
         for p,g in card['gains'].items():
-            if k in g: out.append((f'gain over {p}', _f(g[k]['mean'], d, True), f"{_range(g[k]['low'], g[k]['high'], d, True)} {_share(g[k]['better'])} of clients better, {_share(g[k]['worse'])} worse"))
+            if k in g: out.append((f'gain over {p}', _f(g[k]['mean'], d, True), f"{_range(g[k]['low'], g[k]['high'], d, True)}<br>{_share(g[k]['better'])} of clients better, {_share(g[k]['worse'])} worse"))
     elif H: out.append(('training loss, last round', _f(H[-1]['mean_loss'], 2), ''))
     return '<dl class=tiles>' + ''.join(f'<div><dt>{a}</dt><dd>{b}</dd><dd class=note>{c}</dd></div>' for a,b,c in out) + '</dl>'
 
@@ -337,10 +336,10 @@ def _settings(run):
     "What was run: what differs from the defaults, and all of it behind a fold."
     known = field_help()
     def about(k): return _e(known[k][3]) if k in known else 'not a setting of this version of fedai'
-    some = _table(['setting','value','default','what it is'], [[_words(k), _value(v), _value(run['defaults'].get(k)), f'<span class=note>{about(k)}</span>'] for k,v in run['changed'].items()], 'Settings that differ from the defaults', 4) if run['changed'] else '<p>All settings are the defaults.</p>'
+    some = _table(['setting','value','default','what it is'], [[f'<code>{_e(k)}</code>', _value(v), _value(run['defaults'].get(k)), f'<span class=note>{about(k)}</span>'] for k,v in run['changed'].items()], 'Settings that differ from the defaults', 4, 'settings') if run['changed'] else '<p>All settings are the defaults.</p>'
     groups = {}
     for k,v in run['config'].items(): groups.setdefault(known[k][0] if k in known else 'unknown', []).append((k,v))
-    rows = [[_words(k), _value(v), _e(g)] for g,kv in groups.items() for k,v in kv]
+    rows = [[f'<code>{_e(k)}</code>', _value(v), _e(g)] for g,kv in groups.items() for k,v in kv]
     return some + f'<details><summary>All {len(rows)} settings</summary>' + _table(['setting','value','group'], rows, 'All settings', 3) + '</details>'
 
 def _troubles(run):
@@ -380,12 +379,12 @@ def _newcomers(run):
     each = [[_name(n), _e(s) + (f" ({_some([run['names'][i] for i in o['clients'] if i < run['K']], 6)})" if o['clients'] else ''), *cells(o)] for n,o2 in list(new['clients'].items())[:200] for s,o in o2.items()]
     return body + f'<details><summary>Each newcomer</summary>{_table(["newcomer","start",*head], each, "Each newcomer", 2)}</details>'
 
-def _run_html(run, n):
+def _run_html(run, n, level=2):
     "The section of a run; what is drawn has an empty place in it."
     c,id = run['config'],f'run{n}'
     stale = run['card'] and run['done'] < run['rounds']
     state = 'finished' if run['done'] >= run['rounds'] else f"{run['done']} of {_plural(run['rounds'], 'round')} done"
-    head = f"<h2>{_name(run['name'])}</h2>\n<p class=sub>{_e(c.get('name'))} on {_name(c.get('model'))}, data {_name(c.get('data'))}; {state}{'' if run['card'] else ', not tested yet'}. <span class=path>{_name(run['path'].resolve())}</span></p>"
+    head = f"<h{level}>{_name(run['name'])}</h{level}>\n<p class=sub>{_e(c.get('name'))} on {_name(c.get('model'))}, data {_name(c.get('data'))}; {state}{'' if run['card'] else ', not tested yet'}. <span class=path>{_name(run['path'].resolve())}</span></p>"
     if stale: head += '<p class=warn>The run isn’t finished, so what was tested is an earlier state or one midway.</p>'
     def place(kind): return f'<div data-draw={kind}></div>'
     ids = [int(o) for o in run['said']]
@@ -396,7 +395,7 @@ def _run_html(run, n):
     nav = '<nav class=parts aria-label="Parts of the run">' + ' '.join(f'<a href="#{id}-{k}">{t}</a>' for k,t,b in parts if b) + '</nav>'
     return f'<article class=run id="{id}" data-run="{n}">\n{head}\n{nav}\n' + ''.join(_section(f'{id}-{k}', t, b) for k,t,b in parts) + '</article>\n'
 
-# %% ../nbs/16_report.ipynb #57da8cad
+# %% ../nbs/16_report.ipynb #82f84fa3
 def _forest(low, mean, high, scale):
     "An interval as a small picture, with a line at 0."
     if None in (low, mean, high) or not scale: return ''
@@ -424,7 +423,8 @@ def _compare_html(c):
 
 def _beside(runs, paired):
     "The table of runs and how much better off clients are than in the first one; charts of their mean losses."
-    differs = [k for k in dict.fromkeys(k for r in runs for k in r['config']) if k not in ('output_dir','versus','name') and len({json.dumps(r['config'].get(k), default=str) for r in runs}) > 1][:8]
+    known = FedConfig.__dataclass_fields__
+    differs = [k for k in dict.fromkeys(k for r in runs for k in r['config']) if k not in ('name','num_clients','rounds') and not (k in known and not known[k].metadata['result']) and len({json.dumps(r['config'].get(k), default=str) for r in runs}) > 1][:8]
     cards = [r['card'] for r in runs if r['card']]
     head = _headline(cards[0]['parts']) if cards else None
     keys = [k for k in dict.fromkeys(['loss',head]) if k and any(k in c['parts']['own']['mean'] for c in cards)]
@@ -443,18 +443,19 @@ def _beside(runs, paired):
     rows = []
     for n,r in enumerate(runs):
         own,gain = (r['card']['parts']['own'],r['card']['gains'].get('base', {})) if r['card'] else (dict(mean={}, interval={}),{})
-        rows.append([f'<a href="#run{n}">{_name(r["name"])}</a>', _e(r['config'].get('name')), *(_value(r['config'].get(k)) for k in differs), f"{r['done']:,}", f"{r['K']:,}", *(f"{_f(own['mean'].get(k), dec[k])}{_range(*own['interval'].get(k, (None,None)), dec[k])}" for k in keys),
-                     *(f"{_f(gain[k]['mean'], dec[k], True)}{_range(gain[k]['low'], gain[k]['high'], dec[k], True)}" if k in gain else '' for k in keys), *(over_first(r) if paired else [])])
-    cols = ['run','algorithm', *map(_words, differs),'rounds','clients', *(f'{_words(k)}, mean' for k in keys), *(f'{_words(k)}, gain over base' for k in keys), *([f'{_words(k)}, gain over {_name(first["name"])}; better / worse' for k in keys] if paired else [])]
+        rows.append([f'<a href="#run{n}">{_name(r["name"])}</a>', _e(r['config'].get('name')), *(f"{_f(own['mean'].get(k), dec[k])}{_range(*own['interval'].get(k, (None,None)), dec[k])}" for k in keys),
+                     *(f"{_f(gain[k]['mean'], dec[k], True)}{_range(gain[k]['low'], gain[k]['high'], dec[k], True)}" if k in gain else '' for k in keys), *(over_first(r) if paired else []), f"{r['done']:,} of {r['rounds']:,}", f"{r['K']:,}", *(_value(r['config'].get(k)) for k in differs)])
+    cols = ['run','algorithm', *(f'{_words(k)}, mean' for k in keys), *(f'{_words(k)}, gain over base' for k in keys), *([f'{_words(k)}, gain over {_name(first["name"])}; better / worse' for k in keys] if paired else []),'rounds','clients', *(f'<code>{_e(k)}</code>' for k in differs)]
+    groups = list(dict.fromkeys(r.get('group', r['name']) for r in runs))
     charts = []
     for key,title in (('mean_loss','Training loss'),('mean_test_loss','Test loss'),('holdout_loss',"Loss on the server's own examples")):
         x = sorted({h['round'] for r in runs for h in r['history'] if h[key] is not None})
-        lines = [dict(name=r['name'], y=[_sig(by.get(t)) for t in x], group=r.get('group', r['name'])) for r in runs if any((by := {h['round']: h[key] for h in r['history']}).values())]
-        if x and lines: charts.append(dict(title=title, unit='mean over the round’s clients', x=x, lines=lines, overlaid=True))
+        lines = [dict(name=r['name'], y=[_sig(by.get(t)) for t in x], group=groups.index(r.get('group', r['name']))) for r in runs if any((by := {h['round']: h[key] for h in r['history']}).values())]
+        if x and lines: charts.append(dict(title=title, unit='mean over the round’s clients', x=x, lines=lines, overlaid=groups))
     note = '<p class=note>In brackets 95 % intervals by bootstrap over tasks' + ('; the last columns go client by client, on the same questions, with the shares of clients that are better and worse off' if paired else '') + '. A run’s name leads to its own part.</p>'
-    return note + _table(cols, rows, 'Runs', 2 + len(differs)),charts
+    return note + _table(cols, rows, 'Runs', 2),charts
 
-# %% ../nbs/16_report.ipynb #46fcf102
+# %% ../nbs/16_report.ipynb #5edd4dee
 _css = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1c2026; --muted: #5b6470; --line: #d8dde3; --soft: #f4f6f8; --link: #1a5fa0; --up: 31 111 181; --down: 190 90 10;
   --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
@@ -472,29 +473,32 @@ nav.parts, nav.runs { display: flex; flex-wrap: wrap; gap: .3em 1em; margin: .6e
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; margin: 0 0 1.2em; } .tiles > div { background: var(--soft); border-radius: 6px; padding: 10px 12px; }
 .tiles dt { color: var(--muted); font-size: .87em; } .tiles dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; } .tiles dd.note { font-size: .82em; }
-.scroll { overflow-x: auto; max-width: 100%; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em; }
-th, td { text-align: left; vertical-align: baseline; padding: .28em .8em .28em 0; border-bottom: 1px solid var(--line); overflow-wrap: normal; } th { font-weight: 600; color: var(--muted); vertical-align: bottom; } td { max-width: 34em; min-width: 2.5em; overflow-wrap: break-word; }
-td.n, th.n { text-align: right; white-space: nowrap; } th.n { white-space: normal; }
+.scroll { overflow-x: auto; max-width: 100%; } table { border-collapse: collapse; width: max-content; font-variant-numeric: tabular-nums; font-size: .93em; }
+th, td { text-align: left; vertical-align: top; padding: .28em .8em .28em 0; border-bottom: 1px solid var(--line); overflow-wrap: normal; } th { font-weight: 600; color: var(--muted); vertical-align: bottom; } td { max-width: min(34em, 75vw); min-width: 2.5em; overflow-wrap: anywhere; }
+td.n, th.n { text-align: right; white-space: nowrap; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg); max-width: min(34em, 45vw); z-index: 1; }
+code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+table.settings { width: auto; }
+@media (max-width: 720px) { table.settings, table.settings tbody { display: block; width: auto; } table.settings thead { display: none; } table.settings tr { display: grid; grid-template-columns: 9em 1fr 6em; gap: 0 .8em; border-bottom: 1px solid var(--line); padding: .3em 0; } table.settings td { border: 0; padding: 0; max-width: none; overflow-wrap: anywhere; } table.settings td:nth-child(3)::before { content: "not "; color: var(--muted); } table.settings td:nth-child(4) { grid-column: 1 / -1; } }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; } th button:hover { color: var(--fg); } th[aria-sort] { color: var(--fg); } th[aria-sort=ascending] button::after { content: " ▲"; font-size: .7em; } th[aria-sort=descending] button::after { content: " ▼"; font-size: .7em; }
 td button { font: inherit; color: var(--link); background: none; border: 0; padding: 0; cursor: pointer; text-align: left; text-decoration: underline; text-underline-offset: 2px; }
 td.gain { background: rgb(var(--up) / calc(.25 * var(--a, 0))); } td.gain.down { background: rgb(var(--down) / calc(.25 * var(--a, 0))); }
 .controls { display: flex; flex-wrap: wrap; gap: .5em 1.2em; align-items: center; margin: 0 0 .8em; } .controls label { display: inline-flex; align-items: center; gap: .45em; max-width: 100%; }
 select, input, .controls button, button.more { font: inherit; font-size: .95em; color: var(--fg); background: var(--bg); border: 1px solid var(--line); border-radius: 4px; padding: .2em .45em; max-width: 100%; min-width: 0; } .controls button, button.more { cursor: pointer; } input[type=range] { width: min(260px, 50vw); padding: 0; accent-color: var(--link); }
 details { margin: .8em 0; } summary { cursor: pointer; color: var(--link); }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 22px 28px; } figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3em; }
+.scroll + [data-draw] { margin-top: 1.4em; } .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 22px 28px; } figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3em; }
 .plot { position: relative; } .plot svg { display: block; width: 100%; height: auto; } .plot text { fill: var(--muted); font-size: 11px; font-family: inherit; } .plot .axis { stroke: var(--line); fill: none; } .plot path.l { fill: none; stroke-linejoin: round; } .plot .cross { stroke: var(--muted); stroke-dasharray: 3 3; }
 .tip { position: absolute; pointer-events: none; z-index: 2; background: var(--bg); border: 1px solid var(--muted); border-radius: 4px; padding: .25em .6em; font-size: .85em; max-width: min(280px, 90%); font-variant-numeric: tabular-nums; } .tip:empty { display: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .1em 1em; font-size: .85em; color: var(--muted); margin-top: .2em; } .key { display: inline-block; width: 14px; height: 0; border-top: 3px solid; vertical-align: middle; margin-right: .4em; } .key.box { height: 10px; border: 0; }
 .scale { display: inline-flex; align-items: center; gap: .5em; font-size: .87em; color: var(--muted); } .scale i { width: 120px; height: 10px; border: 1px solid var(--line); } .wide { max-width: 720px; }
 .forest path { stroke: var(--c0); stroke-width: 1.6; } .forest circle { fill: var(--c0); } .forest .zero { stroke: var(--line); stroke-width: 1; }
-.qa { border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; margin: 0 0 12px; } .qa .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 200px), 1fr)); gap: 8px 18px; margin-top: 8px; } .qa h4 { margin: 0; font-size: .82em; font-weight: 600; color: var(--muted); } .qa h4 b { color: rgb(var(--up)); font-weight: 600; }
+.qa { border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; margin: 0 0 12px; } .qa .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 160px), 1fr)); gap: 8px 18px; margin-top: 8px; } .qa h4 { margin: 0; font-size: .82em; font-weight: 600; color: var(--muted); } .qa h4 b { color: rgb(var(--up)); font-weight: 600; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 15em; overflow-y: auto; margin: 0; } .empty { color: var(--muted); font-style: italic; }
 footer { margin-top: 3em; color: var(--muted); font-size: .85em; }
 @media print { :root { color-scheme: light; --bg: #fff; --fg: #000; --muted: #444; --line: #ccc; --soft: #f4f4f4; --link: #000; --up: 31 111 181; --down: 190 90 10; --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
   body { max-width: none; padding: 0; font-size: 10pt; } nav, .controls, button.more, .tip { display: none !important; } .scroll { overflow: visible; } .text { max-height: none; } figure, .qa, tr, .tiles > div { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: .85em; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# %% ../nbs/16_report.ipynb #e894758e
+# %% ../nbs/16_report.ipynb #0506a75a
 _js_tools = r"""'use strict';
 const data = JSON.parse(document.getElementById('data').textContent);
 function put(e, attrs, kids) {
@@ -516,7 +520,7 @@ function decimals(xs) {
   for (const x of xs) if (x != null && Math.abs(x) > m) m = Math.abs(x);
   return m == 0 ? 2 : m >= 1000 ? 0 : m >= 10 ? 1 : m >= .1 ? 2 : Math.min(6, 1 - Math.floor(Math.log10(m)));
 }
-const fixed = (x, d, sign) => x == null ? '–' : (sign && x >= 0 ? '+' : '') + x.toLocaleString('en', {minimumFractionDigits: d, maximumFractionDigits: d}).replace('-', '−');
+const fixed = (x, d, sign) => x == null ? '–' : (sign && x >= 0 ? '+' : '') + (x || 0).toLocaleString('en', {minimumFractionDigits: d, maximumFractionDigits: d}).replace('-', '−');
 function ticks(lo, hi, n, whole) {
   let step = 10**Math.floor(Math.log10((hi - lo)/n || 1));
   step *= [1, 2, 5, 10].find(f => (hi - lo)/(step*f) <= n) || 10;
@@ -528,7 +532,7 @@ function ticks(lo, hi, n, whole) {
 const nameOf = (run, i) => run.names ? run.names[i] ?? String(i) : 'client ' + i;
 const taskOf = (run, i) => run.task && run.task[i] >= 0 ? run.tasks[run.task[i]] : '';
 const colour = (run, i) => run && run.task && run.tasks.length > 1 ? (run.task[i] >= 0 && run.task[i] < 8 ? `var(--c${run.task[i]})` : 'var(--muted)') : 'var(--c0)';
-const key = (c, text, cls) => h('span', null, h('span', {class: 'key ' + (cls || ''), style: cls ? `background:${c}` : `color:${c}`}), bdi(text));
+const key = (c, text, cls, dash) => h('span', null, h('span', {class: 'key ' + (cls || ''), style: cls ? `background:${c}` : `color:${c};border-top-style:${dash || 'solid'}`}), bdi(text));
 const taskKeys = run => run.tasks.length < 2 ? [] : [...run.tasks.slice(0, 8).map((t, j) => key(`var(--c${j})`, t)), run.tasks.length > 8 ? key('var(--muted)', `${run.tasks.length - 8} other tasks`) : null];
 const drawers = new Map();   // an element of the page -> what draws it anew, where its width or the client has changed
 const redraw = () => drawers.forEach((draw, e) => e.isConnected && e.clientWidth && draw());
@@ -543,11 +547,11 @@ function tipAt(plot, tip, x, y, W, ...kids) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #0a011e9d
+# %% ../nbs/16_report.ipynb #501aabaa
 _js_chart = r"""
 function lineChart(c, run) {
-  const groups = [...new Set(c.lines.map(l => l.group))], ids = c.ids || [], drawn = ids.length <= 60 ? ids : [];
-  const look = c.lines.map((l, j) => ids.length ? ['var(--fg)', 2.4, ''] : c.overlaid ? [`var(--c${groups.indexOf(l.group) % 8})`, 1.8, ['', '5 3', '2 2'][Math.floor(groups.indexOf(l.group)/8) % 3]] : [`var(--c${j})`, 2, '']);
+  const ids = c.ids || [], drawn = ids.length <= 60 ? ids : [];
+  const look = c.lines.map((l, j) => ids.length ? ['var(--fg)', 2.4, ''] : c.overlaid ? [`var(--c${l.group % 8})`, 1.8, ['', '5 3', '2 2'][Math.floor(l.group/8) % 3]] : [`var(--c${j})`, 2, '']);
   const d = c.whole ? 0 : c.percent ? 1 : decimals([...c.lines.flatMap(l => l.y), ...(c.cy || []).flat()]), show = v => c.percent ? fixed(100*v, d) + ' %' : fixed(v, d);
   const values = [c.lines.map(l => l.y), (c.bands || []).map(b => [b.lo, b.hi]), drawn.length ? c.cy : []].flat(3).filter(some);
   let lo = Infinity, hi = -Infinity;
@@ -558,7 +562,7 @@ function lineChart(c, run) {
   const tip = h('div', {class: 'tip', role: 'status'}), first = c.lines[0];
   const seen = first.y.filter(some);
   const plot = h('div', {class: 'plot', tabindex: 0, role: 'group', 'aria-label': `${c.title}, ${c.x.length} rounds` + (c.overlaid ? `, ${c.lines.length} runs` : `: ${first.name} ${show(seen[0])} at first, ${show(seen.at(-1))} at last`) + '. Arrow keys say the values.'});
-  const keys = c.overlaid ? groups.map((g, j) => key(`var(--c${j % 8})`, g)) : ids.length ? [key('var(--fg)', 'mean'), ...(c.bands || []).map((b, j) => key(`rgb(47 127 214 / ${.2 + .2*j})`, b.name, 'box')), ...(drawn.length ? taskKeys(run) : [])] : c.lines.length > 1 ? c.lines.map((l, j) => key(`var(--c${j})`, l.name)) : [];
+  const keys = c.overlaid ? [...new Set(c.lines.map(l => l.group))].map(j => key(`var(--c${j % 8})`, c.overlaid[j], '', ['solid', 'dashed', 'dotted'][Math.floor(j/8) % 3])) : ids.length ? [key('var(--fg)', 'mean'), ...(c.bands || []).map((b, j) => key(`rgb(47 127 214 / ${.2 + .2*j})`, b.name, 'box')), ...(drawn.length ? taskKeys(run) : [])] : c.lines.length > 1 ? c.lines.map((l, j) => key(`var(--c${j})`, l.name)) : [];
   const fig = h('figure', null, h('figcaption', null, h('b', null, c.title), ' ', h('span', {class: 'note'}, c.unit)), plot, keys.length ? h('div', {class: 'legend'}, keys) : null, c.thinned ? h('p', {class: 'note'}, `Lines of single clients have ${c.cx.length} of ${c.x.length} rounds.`) : null);
   let at = null, near = null, W, X, Y, L = 48, R = 12, H = 220, T = 8, B = 26;
   const path = (xs, ys) => { let d = '', pen = 'M'; xs.forEach((x, t) => { if (ys[t] != null) { d += `${pen}${X(x).toFixed(1)} ${Y(ys[t]).toFixed(1)}`; pen = 'L'; } }); return d; };
@@ -566,7 +570,8 @@ function lineChart(c, run) {
   function draw() {
     W = Math.max(220, plot.clientWidth);
     const x0 = c.x[0] - (c.bars ? .5 : 0), x1 = c.x.at(-1) + (c.bars ? .5 : 0);
-    X = x => x1 > x0 ? L + (W - L - R)*(x - x0)/(x1 - x0) : (L + W - R)/2;
+    const inset = c.bars ? 0 : 10;
+    X = x => x1 > x0 ? L + inset + (W - L - R - 2*inset)*(x - x0)/(x1 - x0) : (L + W - R)/2;
     Y = y => H - B - (H - B - T)*(y - lo)/(hi - lo);
     const yt = ticks(lo, hi, 5, c.whole && hi - lo >= 5), yd = c.percent ? Math.max(0, decimals([yt[1] - yt[0]]) - 2) : yt.length > 1 ? Math.max(0, Math.min(6, -Math.floor(Math.log10(yt[1] - yt[0]) + 1e-9))) : d;
     const big = Math.max(...yt.map(Math.abs)) >= 1e5, label = y => c.percent ? fixed(100*y, yd) + ' %' : big ? y.toLocaleString('en', {notation: 'compact'}) : fixed(y, yd);
@@ -637,7 +642,7 @@ function drawCharts(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #245346a3
+# %% ../nbs/16_report.ipynb #9b39a090
 _js_graph = r"""
 function circle(steps, order, run) {
   const tip = h('div', {class: 'tip', role: 'status'}), plot = h('div', {class: 'plot wide', tabindex: 0, role: 'group', 'aria-label': `Graph of ${order.length} clients. Arrow keys go from client to client.`});
@@ -645,13 +650,13 @@ function circle(steps, order, run) {
   let step = steps.length - 1, at = null, pos = {}, W;
   function draw() {
     W = Math.max(220, plot.clientWidth);
-    const named = W >= 520 && K <= 40, margin = named ? 150 : 14, H = Math.min(W, named ? 460 : 480), rad = Math.min(W/2 - margin, H/2 - 18), r = Math.max(3, Math.min(11, Math.PI*rad/K - 1)), E = steps[step].edges;
+    const named = run.names && W >= 520 && K <= 40, margin = named ? 26 + 6.4*Math.max(...order.map(i => Math.min(22, nameOf(run, i).length))) : 14, H = Math.min(W, 480), rad = Math.min(W/2 - margin, H/2 - (named ? 34 : 14)), r = Math.max(3, Math.min(11, Math.PI*rad/K - 1)), E = steps[step].edges;
     order.forEach((i, k) => { const a = 2*Math.PI*k/K - Math.PI/2; pos[i] = [W/2 + rad*Math.cos(a), H/2 + rad*Math.sin(a), a]; });
     const mine = at == null ? null : new Set(E.filter(e => e[0] == order[at] || e[1] == order[at]).flatMap(e => [e[0], e[1]]));
     const svg = s('svg', {viewBox: `0 0 ${W} ${H}`, 'aria-hidden': true}, E.map(([i, j, w]) => { const on = at == null || i == order[at] || j == order[at]; return s('path', {d: `M${pos[i][0].toFixed(1)} ${pos[i][1].toFixed(1)}L${pos[j][0].toFixed(1)} ${pos[j][1].toFixed(1)}`, style: `stroke:${on && at != null ? 'var(--fg)' : 'var(--muted)'};stroke-width:${(.6 + 3*w/top).toFixed(2)};opacity:${((on ? .2 + .7*w/top : .06)).toFixed(2)}`}); }),
       order.map(i => { const [x, y, a] = pos[i], left = Math.cos(a) < -.01, mid = Math.abs(Math.cos(a)) < .2; return [s('circle', {cx: x, cy: y, r, style: `fill:${colour(run, i)};stroke:var(--bg);stroke-width:1.5;opacity:${mine && !mine.has(i) && i != order[at] ? .3 : 1}`}),
         r >= 8 ? s('text', {x, y: y + 3.5, 'text-anchor': 'middle', style: 'fill:var(--bg);font-weight:600;font-size:10px'}, i) : '',
-        named && run.names ? s('text', {x: x + (mid ? 0 : (left ? -1 : 1)*(r + 5)), y: y + (mid ? (Math.sin(a) < 0 ? -r - 5 : r + 14) : 4), 'text-anchor': mid ? 'middle' : left ? 'end' : 'start'}, short(nameOf(run, i), mid ? 40 : 22)) : '']; }));
+        named ? s('text', {x: x + (mid ? 0 : (left ? -1 : 1)*(r + 5)), y: y + (mid ? (Math.sin(a) < 0 ? -r - 5 : r + 14) : 4), 'text-anchor': mid ? 'middle' : left ? 'end' : 'start'}, short(nameOf(run, i), mid ? 40 : 22)) : '']; }));
     plot.replaceChildren(svg, tip);
   }
   function say() {
@@ -680,11 +685,11 @@ function circle(steps, order, run) {
 function matrix(mats, o) {   // o: low, is less better? best, is the best of each column marked? say(row, column, value)
   let m = mats.at(-1), at = null, W, side, L;
   const tip = h('div', {class: 'tip', role: 'status'}), plot = h('div', {class: 'plot wide', tabindex: 0, role: 'group', 'aria-label': o.label + '. Arrow keys go from cell to cell.'});
-  const bytes = mats.map(g => Uint8Array.from(atob(g.q), c => c.charCodeAt(0))), n = m.n, d = decimals(mats.flatMap(g => [g.lo, g.hi])), top = 14;
+  const levels = mats.map(g => new Uint16Array(Uint8Array.from(atob(g.q), c => c.charCodeAt(0)).buffer)), n = m.n, d = decimals(mats.flatMap(g => [g.lo, g.hi])), top = 14;
   const lo = Math.min(...mats.map(g => g.lo)), hi = Math.max(...mats.map(g => g.hi));
-  const value = (i, j) => m.lo + (m.hi - m.lo)*bytes[mats.indexOf(m)][i*n + j]/255;
+  const value = (i, j) => m.lo + (m.hi - m.lo)*levels[mats.indexOf(m)][i*n + j]/65535;
   const strength = v => { const a = hi > lo ? (v - lo)/(hi - lo) : 0; return o.low ? 1 - a : a; };
-  const ends = h('span', {class: 'scale'}, fixed(o.low ? hi : lo, d), h('i', {style: 'background:linear-gradient(to right, rgb(47 127 214 / .03), rgb(47 127 214))'}), fixed(o.low ? lo : hi, d), o.unit || '');
+  const ends = h('span', {class: 'scale'}, fixed(o.low ? hi : lo, d), h('i', {style: 'background:linear-gradient(to right, rgb(47 127 214 / .03), rgb(47 127 214))'}), fixed(o.low ? lo : hi, d), o.unit ? h('span', null, o.unit) : '');
   function draw() {
     W = Math.max(220, plot.clientWidth);
     L = Math.min(.34*W, 12 + 6.3*Math.max(...m.names.map(t => Math.min(t.length, 24))));
@@ -695,14 +700,14 @@ function matrix(mats, o) {   // o: low, is less better? best, is the best of eac
     const ys = Math.ceil(13/cell), xs = Math.ceil((8 + 6.5*String(Math.max(...m.ids)).length)/cell), fit = Math.floor((L - 10)/6);
     const svg = s('svg', {viewBox: `0 0 ${W} ${side + top + 22}`, 'aria-hidden': true}, s('image', {x: L, y: top, width: side, height: side, href: canvas.toDataURL(), preserveAspectRatio: 'none', style: 'image-rendering:pixelated'}), s('rect', {class: 'axis', x: L, y: top, width: side, height: side}),
       range(n).filter(i => i % ys == 0).map(i => s('text', {x: L - 6, y: top + cell*(i + .5) + 4, 'text-anchor': 'end'}, short(m.names[i], fit))), range(n).filter(j => j % xs == 0).map(j => s('text', {x: L + cell*(j + .5), y: top + side + 15, 'text-anchor': 'middle'}, m.ids[j])));
-    if (o.best) for (let j = 0; j < n; j++) { const i = range(n).reduce((a, i) => (o.low ? value(i, j) < value(a, j) : value(i, j) > value(a, j)) ? i : a, 0); svg.append(s('circle', {cx: L + cell*(j + .5), cy: top + cell*(i + .5), r: Math.max(2, Math.min(7, cell/3)), style: 'fill:none;stroke:var(--c1);stroke-width:2'})); }
+    if (o.best && hi > lo) for (let j = 0; j < n; j++) { const i = range(n).reduce((a, i) => (o.low ? value(i, j) < value(a, j) : value(i, j) > value(a, j)) ? i : a, 0); svg.append(s('circle', {cx: L + cell*(j + .5), cy: top + cell*(i + .5), r: Math.max(2, Math.min(7, cell/3)), style: 'fill:none;stroke:var(--c1);stroke-width:2'})); }
     if (at) svg.append(s('rect', {x: L + cell*at[1], y: top + cell*at[0], width: cell, height: cell, style: 'fill:none;stroke:var(--fg);stroke-width:1.5'}));
     plot.replaceChildren(svg, tip);
   }
   function say() {
     draw();
     if (!at) tip.replaceChildren();
-    else tipAt(plot, tip, L + side/n*(at[1] + .5), top + side/n*at[0], W, ...o.say(m.names[at[0]], m.names[at[1]], (m.grouped || n > 1 ? '' : '') + fixed(value(...at), d)));
+    else tipAt(plot, tip, L + side/n*(at[1] + .5), top + side/n*at[0], W, ...o.say(m.names[at[0]], m.names[at[1]], fixed(value(...at), d)));
   }
   plot.addEventListener('pointermove', e => {
     const b = plot.getBoundingClientRect(), f = W/b.width, j = Math.floor(((e.clientX - b.left)*f - L)/side*n), i = Math.floor(((e.clientY - b.top)*f - top)/side*n), now = i >= 0 && j >= 0 && i < n && j < n ? [i, j] : null;
@@ -717,7 +722,7 @@ function matrix(mats, o) {   // o: low, is less better? best, is the best of eac
     say();
   });
   drawers.set(plot, draw);
-  return {fig: h('figure', null, plot, ends, m.grouped ? h('p', {class: 'note'}, `Each row and column is the mean of up to ${m.grouped} clients.`) : null), show: k => { m = mats[k]; at = null; say(); }};
+  return {fig: h('figure', null, plot, h('div', null, ends), m.grouped ? h('p', {class: 'note'}, `Each row and column is the mean of up to ${m.grouped} clients.`) : null), show: k => { m = mats[k]; at = null; say(); }};
 }
 
 function drawGraph(place, run) {
@@ -725,9 +730,9 @@ function drawGraph(place, run) {
   const view = steps[0].edges ? circle(steps, g.order, run) : matrix(steps.map(o => o.matrix), {label: `Graph of ${run.K} clients`, unit: 'weight', say: (a, b, v) => [bdi(short(a, 40)), ' learns from ', bdi(short(b, 40)), ': ', h('b', null, v)]});
   const rounds = r => r.length > 1 ? `rounds ${r[0]} to ${r.at(-1)}` : `round ${r[0]}`;
   const said = h('output', {class: 'note'}), tell = k => {
-    const f = steps[k].facts, parts = [['edges', 'edges', 0], ['components', 'parts that aren’t joined', 0], ['mean_degree', 'mean degree', 2]].filter(o => f[o[0]] != null).map(([o, t, d]) => `${t} ${fixed(f[o], d)}`);
+    const f = steps[k].facts, parts = [['edges', n => `${n} edge${n == 1 ? '' : 's'}`], ['components', n => n == 1 ? 'all connected' : `${n} connected parts`], ['mean_degree', x => `mean degree ${fixed(x, 2)}`]].filter(o => f[o[0]] != null).map(([o, t]) => t(f[o]));
     if (f.pull_mean != null) parts.push(`mean pull ${fixed(100*f.pull_mean, 1)} %`);
-    said.textContent = rounds(steps[k].rounds) + (parts.length ? ' (between those of the round: ' + parts.join(', ') + ')' : '');
+    said.textContent = rounds(steps[k].rounds) + (parts.length ? '. Between the clients of ' + (steps[k].rounds.length > 1 ? 'the last' : 'it') + ': ' + parts.join(', ') : '');
   };
   tell(steps.length - 1);
   const slider = h('input', {type: 'range', min: 0, max: steps.length - 1, value: steps.length - 1, step: 1, 'aria-label': 'graph of a round', input: () => { view.show(+slider.value); tell(+slider.value); }});
@@ -743,7 +748,7 @@ function drawCross(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #f6e0aad0
+# %% ../nbs/16_report.ipynb #2cf5ec11
 _js_table = r"""
 function drawTable(place, run) {
   const t = run.table, n = t.ids.length, parts = Object.keys(t.parts), rivals = parts.filter(p => p != 'own');
@@ -790,7 +795,7 @@ function drawTable(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #0f5b13d8
+# %% ../nbs/16_report.ipynb #c3c9fec7
 _js_said = r"""
 function drawSaid(place, run) {
   const ids = Object.keys(run.said).map(Number), box = h('div');
@@ -802,14 +807,14 @@ function drawSaid(place, run) {
   run.showSaid = () => {
     const i = now(), qs = run.said[i], n = run.counts[i];
     sel.value = i;
-    box.replaceChildren(h('p', {class: 'note'}, [taskOf(run, i) ? ['Task ', bdi(taskOf(run, i)), '. '] : null, n > qs.length ? `The first ${qs.length} of ${n} test questions; all are in generations.jsonl.` : `All ${n} test questions.`, run.chars < 4000 ? ` Texts longer than ${run.chars} characters are cut, so that the page stays small.` : ''].flat().filter(some)),
-      qs.map(([asked, right, own, base, average]) => h('article', {class: 'qa'}, part('asked', asked), h('div', {class: 'texts'}, part('right', right.join('\n')), base ? part('base model', base[0], base[1]) : null, average ? part('mean of all adapters', average[0], average[1]) : null, part('own adapter', own[0], own[1])))));
+    box.replaceChildren(...[h('p', {class: 'note'}, [taskOf(run, i) ? ['Task ', bdi(taskOf(run, i)), '. '] : null, n > qs.length ? `The first ${qs.length} of ${n} test questions; all are in generations.jsonl.` : `All ${n} test questions.`, run.chars < 4000 ? ` Texts longer than ${run.chars} characters are cut, so that the page stays small.` : ''].flat().filter(some)),
+      qs.map(([asked, right, own, base, average]) => h('article', {class: 'qa'}, part('asked', asked), h('div', {class: 'texts'}, part('right', right.join('\n')), base ? part('base model', base[0], base[1]) : null, average ? part('mean of all adapters', average[0], average[1]) : null, part('own adapter', own[0], own[1]))))].flat());
   };
   run.showSaid();
 }
 """
 
-# %% ../nbs/16_report.ipynb #7c229f7f
+# %% ../nbs/16_report.ipynb #2668b45e
 _js_start = r"""
 data.runs.forEach((run, n) => Object.assign(run, {n, pick: null, pickers: [], linked: new Set([...Object.keys(run.said).map(Number), ...run.charts.flatMap(c => c.ids || [])])}));
 const draw = {charts: drawCharts, graph: drawGraph, table: drawTable, said: drawSaid, cross: drawCross};
@@ -833,7 +838,7 @@ let width = 0;
 new ResizeObserver(() => { if (Math.abs(document.body.clientWidth - width) > 2) { width = document.body.clientWidth; redraw(); } }).observe(document.body);
 """
 
-# %% ../nbs/16_report.ipynb #8cbb5303
+# %% ../nbs/16_report.ipynb #ce50718a
 def _page(title, body, data):
     "The whole file."
     script = _js_tools + _js_chart + _js_graph + _js_table + _js_said + _js_start
@@ -868,7 +873,7 @@ def _labels(runs):
         for r in runs:
             if names.count(r['name']) > 1: r['name'] = '/'.join(r['path'].resolve().parts[-depth:])
 
-# %% ../nbs/16_report.ipynb #f6cc8617
+# %% ../nbs/16_report.ipynb #97d286e2
 def write_report(runs,      # a run's folder or that of a comparison, or a list of such
                  to=None,   # the file; None: report.html in the folder, or of several in the current one
                  answers=5, # test questions of each client that are on the page, its first ones; fewer where the page would become too large
@@ -887,14 +892,15 @@ def write_report(runs,      # a run's folder or that of a comparison, or a list 
         for p in sorted([*root.glob('*/seed_*/state.json'), *root.glob('*/*/seed_*/state.json')]): found.append({**read_run(p.parent, answers), 'name': '/'.join(p.parent.relative_to(root).parts), 'group': '/'.join(p.parent.relative_to(root).parts[:-1])})
     _labels(found)
     beside,several = [],len(found) > 1 or bool(compared)
-    body = f"<header><h1>{_name(found[0]['name']) if not several else _name(compared[0]['name']) if len(roots) == 1 else _plural(len(found), 'run')}</h1></header>\n<main>\n"
+    body = '<main>\n'
     if several:
+        body += f"<h1>{_name(compared[0]['name']) if len(roots) == 1 else _plural(len(found), 'run')}</h1>\n"
         if compared: body += _section('compared', 'Comparison', ''.join(map(_compare_html, compared)))
         if found:
             table,beside = _beside(found, not compared)
             body += _section('beside', 'The runs', table + '<div data-draw=beside></div>')
             body += '<nav class=runs aria-label="Runs">' + ''.join(f'<a href="#run{n}">{_name(r["name"])}</a>' for n,r in enumerate(found)) + '</nav>\n'
-    body += ''.join(_run_html(r, n) for n,r in enumerate(found)) + '</main>'
+    body += ''.join(_run_html(r, n, 1 + several) for n,r in enumerate(found)) + '</main>'
     title = 'fedai: ' + (found[0]['name'] if not several else compared[0]['name'] if len(roots) == 1 else ', '.join(r['name'] for r in found[:4]) + (' …' if len(found) > 4 else ''))
     write_text(to, _page(title, body, dict(runs=[_page_data(r, 2*10**6//max(1, len(found))) for r in found], beside=beside)))
     return to
