@@ -276,7 +276,7 @@ def _page_data(run, budget):
     return dict(name=run['name'], K=run['K'], names=None if plain else run['names'], tasks=tasks, task=[tasks.index(t) if t else -1 for t in run['tasks']] if tasks else None, charts=_charts(run), table=_table_data(run), graph=_graph_data(run), cross=cross,
                 said=said, counts=run['counts'], kept=kept, chars=chars)
 
-# %% ../nbs/16_report.ipynb #25a7570c
+# %% ../nbs/16_report.ipynb #9c05a27d
 def _e(x): return html.escape(_text(str(x)))
 def _name(x): return f'<bdi>{_e(x)}</bdi>'
 def _decimals(values):
@@ -330,7 +330,7 @@ def _means(run):
         rows.append([_words(k), f"{_f(v, d)}{_range(*parts['own']['interval'].get(k, (None,None)), d)}", *(_f(parts[p]['mean'].get(k), d) for p in parts if p != 'own'),
                      *(f"{_f(g[k]['mean'], d, True)}{_range(g[k]['low'], g[k]['high'], d, True)} {_share(g[k]['better'])}" if k in g else '' for g in gains.values())])
     text = '<p class=note>' + '; '.join(f'<b>{p}</b>: {_about[p]}' + (f" ({_name(run['config'].get('versus') or '')})" if p == 'versus' and run['config'].get('versus') else '') for p in parts) + '. In brackets 95 % intervals by bootstrap over tasks; the share is that of clients that are better off. Gains are positive where the client is better off, also where less is better.</p>'
-    return text + _table(['mean over clients','own', *(p for p in parts if p != 'own'), *(f'gain over {p}' for p in gains)], rows, 'Means over clients') + (f"<p class=note>0 for everybody: {', '.join(map(_words, empty))}.</p>" if empty else '')
+    return text + _table(['mean over clients','own', *(p for p in parts if p != 'own'), *(f'gain over {p}' for p in gains)], rows, 'Means over clients', cls='means') + (f"<p class=note>0 for everybody: {', '.join(map(_words, empty))}.</p>" if empty else '')
 
 def _settings(run):
     "What was run: what differs from the defaults, and all of it behind a fold."
@@ -395,7 +395,7 @@ def _run_html(run, n, level=2):
     nav = '<nav class=parts aria-label="Parts of the run">' + ' '.join(f'<a href="#{id}-{k}">{t}</a>' for k,t,b in parts if b) + '</nav>'
     return f'<article class=run id="{id}" data-run="{n}">\n{head}\n{nav}\n' + ''.join(_section(f'{id}-{k}', t, b) for k,t,b in parts) + '</article>\n'
 
-# %% ../nbs/16_report.ipynb #82f84fa3
+# %% ../nbs/16_report.ipynb #c9cddddc
 def _forest(low, mean, high, scale):
     "An interval as a small picture, with a line at 0."
     if None in (low, mean, high) or not scale: return ''
@@ -404,7 +404,7 @@ def _forest(low, mean, high, scale):
 
 def _read_compare(root):
     d = _json(root/'compare.json')
-    refs = [k for k in dict.fromkeys(k for r in d['rows'] for k in r) if k not in ('value','algorithm','mean','seeds','worst_decile','tuned')]
+    refs = [a for a in dict.fromkeys(r['algorithm'] for r in d['rows']) if any(a in r for r in d['rows'])]
     def gain(g): return g and dict(**{k: _num(g[k]) for k in ('mean','low','high')}, better=_num(g['better']['mean']), worse=_num(g['worse']['mean']))
     rows = [dict(value=r.get('value'), algorithm=_text(r['algorithm']), mean=_num(r['mean']), worst=_num(r['worst_decile']), seeds=_nums(r['seeds']), tuned=dict(r.get('tuned') or {}), refs={k: gain(r.get(k)) for k in refs}) for r in d['rows']]
     return dict(name=root.resolve().name, metric=_text(d['metric']), sweep=d.get('sweep') and _text(d['sweep']), rows=rows, refs=refs)
@@ -419,7 +419,7 @@ def _compare_html(c):
         out = [*([_e(r['value'])] if c['sweep'] else []), _name(r['algorithm']), _f(r['mean'], d), _f(r['worst'], d), f'<span class=ci>{", ".join(_f(v, d) for v in r["seeds"].values())}</span>']
         for k in c['refs']: out += [f"{_f(g['mean'], d, True)}{_range(g['low'], g['high'], d, True)}", f"{_share(g['better'])} / {_share(g['worse'])}", _forest(g['low'], g['mean'], g['high'], top[k])] if (g := r['refs'][k]) else ['','','']
         return out + ([_e(', '.join(f'{k} {v}' for k,v in r['tuned'].items()))] if tuned else [])
-    return f"<p class=note>{_name(c['name'])}: the same clients, tests and budget for each; gains client by client, with 95 % intervals.</p>" + _table(head, map(one, rows), 'Comparison', 2 if c['sweep'] else 1)
+    return f"<p class=note>{_name(c['name'])}: the same clients, tests and budget for each; gains client by client, with 95 % intervals.</p>" + _table(head, map(one, rows), 'Comparison', 2 if c['sweep'] else 1, 'means')
 
 def _beside(runs, paired):
     "The table of runs and how much better off clients are than in the first one; charts of their mean losses."
@@ -429,6 +429,7 @@ def _beside(runs, paired):
     head = _headline(cards[0]['parts']) if cards else None
     keys = [k for k in dict.fromkeys(['loss',head]) if k and any(k in c['parts']['own']['mean'] for c in cards)]
     dec = {k: _decimals([c['parts'][p]['mean'].get(k) for c in cards for p in c['parts']]) for k in keys}
+    based = [k for k in keys if any(k in c['gains'].get('base', {}) for c in cards)]
     first = runs[0]
     def clients(r): return {i: {k: v for k,v in m.items() if k == 'task' or k in keys} for i,m in r['card']['parts']['own']['clients'].items()}
     def over_first(r):
@@ -444,8 +445,8 @@ def _beside(runs, paired):
     for n,r in enumerate(runs):
         own,gain = (r['card']['parts']['own'],r['card']['gains'].get('base', {})) if r['card'] else (dict(mean={}, interval={}),{})
         rows.append([f'<a href="#run{n}">{_name(r["name"])}</a>', _e(r['config'].get('name')), *(f"{_f(own['mean'].get(k), dec[k])}{_range(*own['interval'].get(k, (None,None)), dec[k])}" for k in keys),
-                     *(f"{_f(gain[k]['mean'], dec[k], True)}{_range(gain[k]['low'], gain[k]['high'], dec[k], True)}" if k in gain else '' for k in keys), *(over_first(r) if paired else []), f"{r['done']:,} of {r['rounds']:,}", f"{r['K']:,}", *(_value(r['config'].get(k)) for k in differs)])
-    cols = ['run','algorithm', *(f'{_words(k)}, mean' for k in keys), *(f'{_words(k)}, gain over base' for k in keys), *([f'{_words(k)}, gain over {_name(first["name"])}; better / worse' for k in keys] if paired else []),'rounds','clients', *(f'<code>{_e(k)}</code>' for k in differs)]
+                     *(f"{_f(gain[k]['mean'], dec[k], True)}{_range(gain[k]['low'], gain[k]['high'], dec[k], True)}" if k in gain else '' for k in based), *(over_first(r) if paired else []), f"{r['done']:,} of {r['rounds']:,}", f"{r['K']:,}", *(_value(r['config'].get(k)) for k in differs)])
+    cols = ['run','algorithm', *(f'{_words(k)}, mean' for k in keys), *(f'{_words(k)}, gain over base' for k in based), *([f'{_words(k)}, gain over {_name(first["name"])}; better / worse' for k in keys] if paired else []),'rounds','clients', *(f'<code>{_e(k)}</code>' for k in differs)]
     groups = list(dict.fromkeys(r.get('group', r['name']) for r in runs))
     charts = []
     for key,title in (('mean_loss','Training loss'),('mean_test_loss','Test loss'),('holdout_loss',"Loss on the server's own examples")):
@@ -453,9 +454,9 @@ def _beside(runs, paired):
         lines = [dict(name=r['name'], y=[_sig(by.get(t)) for t in x], group=groups.index(r.get('group', r['name']))) for r in runs if any((by := {h['round']: h[key] for h in r['history']}).values())]
         if x and lines: charts.append(dict(title=title, unit='mean over the round’s clients', x=x, lines=lines, overlaid=groups))
     note = '<p class=note>In brackets 95 % intervals by bootstrap over tasks' + ('; the last columns go client by client, on the same questions, with the shares of clients that are better and worse off' if paired else '') + '. A run’s name leads to its own part.</p>'
-    return note + _table(cols, rows, 'Runs', 2),charts
+    return note + _table(cols, rows, 'Runs', 2, 'means'),charts
 
-# %% ../nbs/16_report.ipynb #5edd4dee
+# %% ../nbs/16_report.ipynb #5f356b6c
 _css = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1c2026; --muted: #5b6470; --line: #d8dde3; --soft: #f4f6f8; --link: #1a5fa0; --up: 31 111 181; --down: 190 90 10;
   --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
@@ -485,7 +486,7 @@ td.gain { background: rgb(var(--up) / calc(.25 * var(--a, 0))); } td.gain.down {
 .controls { display: flex; flex-wrap: wrap; gap: .5em 1.2em; align-items: center; margin: 0 0 .8em; } .controls label { display: inline-flex; align-items: center; gap: .45em; max-width: 100%; }
 select, input, .controls button, button.more { font: inherit; font-size: .95em; color: var(--fg); background: var(--bg); border: 1px solid var(--line); border-radius: 4px; padding: .2em .45em; max-width: 100%; min-width: 0; } .controls button, button.more { cursor: pointer; } input[type=range] { width: min(260px, 50vw); padding: 0; accent-color: var(--link); }
 details { margin: .8em 0; } summary { cursor: pointer; color: var(--link); }
-.scroll + [data-draw] { margin-top: 1.4em; } .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 22px 28px; } figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3em; }
+.scroll + [data-draw] { margin-top: 1.4em; } .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 22px 28px; } table.means .ci { display: block; } figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3em; }
 .plot { position: relative; } .plot svg { display: block; width: 100%; height: auto; } .plot text { fill: var(--muted); font-size: 11px; font-family: inherit; } .plot .axis { stroke: var(--line); fill: none; } .plot path.l { fill: none; stroke-linejoin: round; } .plot .cross { stroke: var(--muted); stroke-dasharray: 3 3; }
 .tip { position: absolute; pointer-events: none; z-index: 2; background: var(--bg); border: 1px solid var(--muted); border-radius: 4px; padding: .25em .6em; font-size: .85em; max-width: min(280px, 90%); font-variant-numeric: tabular-nums; } .tip:empty { display: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .1em 1em; font-size: .85em; color: var(--muted); margin-top: .2em; } .key { display: inline-block; width: 14px; height: 0; border-top: 3px solid; vertical-align: middle; margin-right: .4em; } .key.box { height: 10px; border: 0; }
@@ -547,7 +548,7 @@ function tipAt(plot, tip, x, y, W, ...kids) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #501aabaa
+# %% ../nbs/16_report.ipynb #911f6679
 _js_chart = r"""
 function lineChart(c, run) {
   const ids = c.ids || [], drawn = ids.length <= 60 ? ids : [];
@@ -574,7 +575,7 @@ function lineChart(c, run) {
     X = x => x1 > x0 ? L + inset + (W - L - R - 2*inset)*(x - x0)/(x1 - x0) : (L + W - R)/2;
     Y = y => H - B - (H - B - T)*(y - lo)/(hi - lo);
     const yt = ticks(lo, hi, 5, c.whole && hi - lo >= 5), yd = c.percent ? Math.max(0, decimals([yt[1] - yt[0]]) - 2) : yt.length > 1 ? Math.max(0, Math.min(6, -Math.floor(Math.log10(yt[1] - yt[0]) + 1e-9))) : d;
-    const big = Math.max(...yt.map(Math.abs)) >= 1e5, label = y => c.percent ? fixed(100*y, yd) + ' %' : big ? y.toLocaleString('en', {notation: 'compact'}) : fixed(y, yd);
+    const big = Math.max(...yt.map(Math.abs)) >= 1e5, label = y => c.percent ? fixed(100*y, yd) + ' %' : big ? (y || 0).toLocaleString('en', {notation: 'compact'}) : fixed(y, yd);
     const svg = s('svg', {viewBox: `0 0 ${W} ${H}`, 'aria-hidden': true}, yt.map(y => [s('path', {class: 'axis', d: `M${L} ${Y(y)}H${W - R}`}), s('text', {x: L - 6, y: Y(y) + 4, 'text-anchor': 'end'}, label(y))]),
       ticks(c.x[0], c.x.at(-1), Math.max(2, (W - L - R)/60), true).map(x => s('text', {x: X(x), y: H - B + 15, 'text-anchor': 'middle'}, x)), s('text', {x: L - 6, y: H - B + 15, 'text-anchor': 'end'}, 'round'));
     (c.bands || []).forEach((b, j) => { const there = range(c.x.length).filter(t => b.lo[t] != null); svg.append(s('path', {style: `fill:rgb(47 127 214 / ${.2 + .1*j})`, d: 'M' + [...there.map(t => `${X(c.x[t])} ${Y(b.hi[t])}`), ...there.reverse().map(t => `${X(c.x[t])} ${Y(b.lo[t])}`)].join('L') + 'Z'})); });
@@ -642,7 +643,7 @@ function drawCharts(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #9b39a090
+# %% ../nbs/16_report.ipynb #ee1640d6
 _js_graph = r"""
 function circle(steps, order, run) {
   const tip = h('div', {class: 'tip', role: 'status'}), plot = h('div', {class: 'plot wide', tabindex: 0, role: 'group', 'aria-label': `Graph of ${order.length} clients. Arrow keys go from client to client.`});
@@ -650,13 +651,14 @@ function circle(steps, order, run) {
   let step = steps.length - 1, at = null, pos = {}, W;
   function draw() {
     W = Math.max(220, plot.clientWidth);
-    const named = run.names && W >= 520 && K <= 40, margin = named ? 26 + 6.4*Math.max(...order.map(i => Math.min(22, nameOf(run, i).length))) : 14, H = Math.min(W, 480), rad = Math.min(W/2 - margin, H/2 - (named ? 34 : 14)), r = Math.max(3, Math.min(11, Math.PI*rad/K - 1)), E = steps[step].edges;
+    const named = run.names && W >= 520, radial = K > 16, margin = named ? 26 + 6.4*Math.max(...order.map(i => Math.min(22, nameOf(run, i).length))) : 14, H = Math.min(W, named && radial ? 640 : 480), rad = Math.min(W/2 - margin, H/2 - (named ? radial ? margin : 34 : 14)), r = Math.max(3, Math.min(11, Math.PI*rad/K - 1)), E = steps[step].edges;
     order.forEach((i, k) => { const a = 2*Math.PI*k/K - Math.PI/2; pos[i] = [W/2 + rad*Math.cos(a), H/2 + rad*Math.sin(a), a]; });
     const mine = at == null ? null : new Set(E.filter(e => e[0] == order[at] || e[1] == order[at]).flatMap(e => [e[0], e[1]]));
     const svg = s('svg', {viewBox: `0 0 ${W} ${H}`, 'aria-hidden': true}, E.map(([i, j, w]) => { const on = at == null || i == order[at] || j == order[at]; return s('path', {d: `M${pos[i][0].toFixed(1)} ${pos[i][1].toFixed(1)}L${pos[j][0].toFixed(1)} ${pos[j][1].toFixed(1)}`, style: `stroke:${on && at != null ? 'var(--fg)' : 'var(--muted)'};stroke-width:${(.6 + 3*w/top).toFixed(2)};opacity:${((on ? .2 + .7*w/top : .06)).toFixed(2)}`}); }),
       order.map(i => { const [x, y, a] = pos[i], left = Math.cos(a) < -.01, mid = Math.abs(Math.cos(a)) < .2; return [s('circle', {cx: x, cy: y, r, style: `fill:${colour(run, i)};stroke:var(--bg);stroke-width:1.5;opacity:${mine && !mine.has(i) && i != order[at] ? .3 : 1}`}),
         r >= 8 ? s('text', {x, y: y + 3.5, 'text-anchor': 'middle', style: 'fill:var(--bg);font-weight:600;font-size:10px'}, i) : '',
-        named ? s('text', {x: x + (mid ? 0 : (left ? -1 : 1)*(r + 5)), y: y + (mid ? (Math.sin(a) < 0 ? -r - 5 : r + 14) : 4), 'text-anchor': mid ? 'middle' : left ? 'end' : 'start'}, short(nameOf(run, i), mid ? 40 : 22)) : '']; }));
+        named && radial ? s('text', {transform: `translate(${(x + (r + 4)*Math.cos(a)).toFixed(1)} ${(y + (r + 4)*Math.sin(a)).toFixed(1)}) rotate(${(180*a/Math.PI + (left ? 180 : 0)).toFixed(1)})`, y: 4, 'text-anchor': left ? 'end' : 'start'}, short(nameOf(run, i), 22)) :
+          named ? s('text', {x: x + (mid ? 0 : (left ? -1 : 1)*(r + 5)), y: y + (mid ? (Math.sin(a) < 0 ? -r - 5 : r + 14) : 4), 'text-anchor': mid ? 'middle' : left ? 'end' : 'start'}, short(nameOf(run, i), mid ? 40 : 22)) : '']; }));
     plot.replaceChildren(svg, tip);
   }
   function say() {
@@ -873,7 +875,7 @@ def _labels(runs):
         for r in runs:
             if names.count(r['name']) > 1: r['name'] = '/'.join(r['path'].resolve().parts[-depth:])
 
-# %% ../nbs/16_report.ipynb #97d286e2
+# %% ../nbs/16_report.ipynb #e4070845
 def write_report(runs,      # a run's folder or that of a comparison, or a list of such
                  to=None,   # the file; None: report.html in the folder, or of several in the current one
                  answers=5, # test questions of each client that are on the page, its first ones; fewer where the page would become too large
@@ -889,7 +891,7 @@ def write_report(runs,      # a run's folder or that of a comparison, or a list 
     for root in roots:
         if not (root/'compare.json').is_file(): found.append(read_run(root, answers)); continue
         with _reading(root/'compare.json'): compared.append(_read_compare(root))
-        for p in sorted([*root.glob('*/seed_*/state.json'), *root.glob('*/*/seed_*/state.json')]): found.append({**read_run(p.parent, answers), 'name': '/'.join(p.parent.relative_to(root).parts), 'group': '/'.join(p.parent.relative_to(root).parts[:-1])})
+        for p in sorted([*root.glob('*/seed_*/state.json'), *root.glob('*/*/seed_*/state.json')], key=lambda p: [int(o) if o.isdecimal() else o for o in re.split(r'(\d+)', str(p))]): found.append({**read_run(p.parent, answers), 'name': '/'.join(p.parent.relative_to(root).parts), 'group': '/'.join(p.parent.relative_to(root).parts[:-1])})
     _labels(found)
     beside,several = [],len(found) > 1 or bool(compared)
     body = '<main>\n'
