@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_run', 'write_report']
 
-# %% ../nbs/16_report.ipynb #34621a22
+# %% ../nbs/16_report.ipynb #61aae1f5
 import base64, hashlib, html, json, math, re
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from . import __version__
 from .config import ConfigError, FedConfig, field_help, read_yaml
 from .utils import spread, write_text
 
-# %% ../nbs/16_report.ipynb #598a0b4e
+# %% ../nbs/16_report.ipynb #f733d915
 @contextmanager
 def _reading(path):
     "What goes wrong within the block is the file's fault."
@@ -48,11 +48,12 @@ def _text(x):
 
 def _nums(d): return {_text(k): _num(v) for k,v in d.items()}
 def _by_client(d): return {int(i): _num(v) for i,v in (d or {}).items()}
+def _called(i, name): return f'client {i}' if name in ('',str(i)) else name
 def _count(x, what):
     if isinstance(x, bool) or not isinstance(x, int) or x < 0: raise TypeError(f'{what}: expected a whole number, got {str(x)[:60]!r}')
     return x
 
-# %% ../nbs/16_report.ipynb #ab56ab2b
+# %% ../nbs/16_report.ipynb #ef2a5788
 def _read_history(path, size):
     out = []
     for r in _lines(path, size):
@@ -79,7 +80,7 @@ def _read_card(path):
     return dict(parts=parts, gains=gains, names={int(i): _text(str(n)) for i,n in card.get('names', {}).items()}, tasks={i: _text(m.get('task') or '') for i,m in parts['own']['clients'].items()},
                 untested={int(i): _text(str(w)) for i,w in card.get('untested', {}).items()}, newcomers=new)
 
-# %% ../nbs/16_report.ipynb #3d91c122
+# %% ../nbs/16_report.ipynb #b57d76c8
 def _answer(o, right, choices):
     "An answer's text, and whether it is right to the letter."
     if o is None: return None
@@ -100,7 +101,7 @@ def _read_said(path, answers):
         kept.setdefault(i, []).append([asked, right, *(_answer(a, right, choices) for a in (o, o.get('base'), o.get('average')))])
     return kept,counts,digest.hexdigest()
 
-# %% ../nbs/16_report.ipynb #b42d5ff3
+# %% ../nbs/16_report.ipynb #c3abbf31
 def _read_graphs(root, K, done, most=12):
     "[[rounds, (K, K) array], ...]: the graphs of the rounds that are kept, `most` of them, and how many there are."
     found = []
@@ -120,9 +121,9 @@ def _read_cross(path):
     d = _json(path)
     X,ids = np.array(d['matrix'], dtype=np.float64),[_count(i, 'clients') for i in d['clients']]
     if X.shape != (len(ids),)*2 or not len(ids) or not np.isfinite(X).all(): raise ValueError(f'expected a matrix of {len(ids)} rows and columns of finite numbers, got {X.shape}')
-    return dict(metric=_text(d['metric']), ids=ids, names=[_text(str(n)) for n in d.get('names') or ids], matrix=X)
+    return dict(metric=_text(d['metric']), ids=ids, names=[_called(i, _text(str(n))) for i,n in zip(ids, d.get('names') or ids, strict=True)], matrix=X)
 
-# %% ../nbs/16_report.ipynb #561df847
+# %% ../nbs/16_report.ipynb #e3afec77
 def read_run(folder:str|Path, # of a run, finished or not
              answers=5,       # test questions of each client that are kept
             )->dict:          # what its files say
@@ -151,11 +152,11 @@ def read_run(folder:str|Path, # of a run, finished or not
     seen = [i for r in run['history'] for i in (*r['selected'], *r['failed'])] + [*card['tasks'], *card['untested'], *run['said']]
     run.update(config=cfg, defaults=defaults, changed={k: v for k,v in cfg.items() if k != 'output_dir' and (k not in defaults or v != defaults[k])}, rounds=rounds, K=max(K or 0, 1 + max(seen, default=-1)),
                done=state.get('round', run['history'][-1]['round'] if run['history'] else 0))
-    run['names'],run['tasks'] = [card['names'].get(i, str(i)) for i in range(run['K'])],[card['tasks'].get(i, '') for i in range(run['K'])]
+    run['names'],run['tasks'] = [_called(i, card['names'].get(i, '')) for i in range(run['K'])],[card['tasks'].get(i, '') for i in range(run['K'])]
     run['graphs'],run['all_graphs'] = _read_graphs(root, run['K'], run['done'])
     return run
 
-# %% ../nbs/16_report.ipynb #d0ed3010
+# %% ../nbs/16_report.ipynb #05df9a6b
 def _sig(x): return None if x is None or not math.isfinite(x) else 0 if x == 0 else float(f'{x:.5g}') if x % 1 or abs(x) > 1e15 else int(x)
 
 def _script_json(data): return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',',':')).replace('<', '\\u003c')
@@ -208,7 +209,7 @@ def _graph_data(run, drawn=60):
         out.append(one)
     return dict(order=order, steps=out, all=run['all_graphs'])
 
-# %% ../nbs/16_report.ipynb #3b9a50d4
+# %% ../nbs/16_report.ipynb #8374aa1d
 def _client_chart(run, key, mean, title, unit, points):
     "A chart of the clients' losses."
     rows = [r for r in run['history'] if r[key]]
@@ -272,11 +273,11 @@ def _page_data(run, budget):
         order = _order(None, [run['tasks'][i] if i < run['K'] else '' for i in cross['ids']])
         M,groups = _blocks(cross['matrix'], order)
         cross = dict(_matrix(M, groups, cross['names'], cross['ids']), metric=cross['metric'], low=cross['metric'] in _better_low)
-    plain = run['names'] == [str(i) for i in range(run['K'])]
+    plain = run['names'] == [_called(i, '') for i in range(run['K'])]
     return dict(name=run['name'], K=run['K'], names=None if plain else run['names'], tasks=tasks, task=[tasks.index(t) if t else -1 for t in run['tasks']] if tasks else None, charts=_charts(run), table=_table_data(run), graph=_graph_data(run), cross=cross,
                 said=said, counts=run['counts'], kept=kept, chars=chars)
 
-# %% ../nbs/16_report.ipynb #9c05a27d
+# %% ../nbs/16_report.ipynb #168ecb1a
 def _e(x): return html.escape(_text(str(x)))
 def _name(x): return f'<bdi>{_e(x)}</bdi>'
 def _decimals(values):
@@ -328,7 +329,7 @@ def _means(run):
         if k in empty: continue
         d = _decimals([p['mean'].get(k) for p in parts.values()])
         rows.append([_words(k), f"{_f(v, d)}{_range(*parts['own']['interval'].get(k, (None,None)), d)}", *(_f(parts[p]['mean'].get(k), d) for p in parts if p != 'own'),
-                     *(f"{_f(g[k]['mean'], d, True)}{_range(g[k]['low'], g[k]['high'], d, True)} {_share(g[k]['better'])}" if k in g else '' for g in gains.values())])
+                     *(f"{_f(g[k]['mean'], d, True)} <span class=note>{_share(g[k]['better'])}</span>{_range(g[k]['low'], g[k]['high'], d, True)}" if k in g else '' for g in gains.values())])
     text = '<p class=note>' + '; '.join(f'<b>{p}</b>: {_about[p]}' + (f" ({_name(run['config'].get('versus') or '')})" if p == 'versus' and run['config'].get('versus') else '') for p in parts) + '. In brackets 95 % intervals by bootstrap over tasks; the share is that of clients that are better off. Gains are positive where the client is better off, also where less is better.</p>'
     return text + _table(['mean over clients','own', *(p for p in parts if p != 'own'), *(f'gain over {p}' for p in gains)], rows, 'Means over clients', cls='means') + (f"<p class=note>0 for everybody: {', '.join(map(_words, empty))}.</p>" if empty else '')
 
@@ -395,7 +396,7 @@ def _run_html(run, n, level=2):
     nav = '<nav class=parts aria-label="Parts of the run">' + ' '.join(f'<a href="#{id}-{k}">{t}</a>' for k,t,b in parts if b) + '</nav>'
     return f'<article class=run id="{id}" data-run="{n}">\n{head}\n{nav}\n' + ''.join(_section(f'{id}-{k}', t, b) for k,t,b in parts) + '</article>\n'
 
-# %% ../nbs/16_report.ipynb #c9cddddc
+# %% ../nbs/16_report.ipynb #485a0342
 def _forest(low, mean, high, scale):
     "An interval as a small picture, with a line at 0."
     if None in (low, mean, high) or not scale: return ''
@@ -440,7 +441,7 @@ def _beside(runs, paired):
         if why: return [f'<i>{why}</i>']*len(keys)
         from fedai.metrics import gains
         g = gains(clients(r), clients(first))
-        return [f"{_f(g[k]['mean'], dec[k], True)}{_range(g[k]['low'], g[k]['high'], dec[k], True)} {_share(g[k]['better']['mean'])} / {_share(g[k]['worse']['mean'])}" if k in g else '' for k in keys]
+        return [f"{_f(g[k]['mean'], dec[k], True)} <span class=note>{_share(g[k]['better']['mean'])} / {_share(g[k]['worse']['mean'])}</span>{_range(g[k]['low'], g[k]['high'], dec[k], True)}" if k in g else '' for k in keys]
     rows = []
     for n,r in enumerate(runs):
         own,gain = (r['card']['parts']['own'],r['card']['gains'].get('base', {})) if r['card'] else (dict(mean={}, interval={}),{})
@@ -456,7 +457,7 @@ def _beside(runs, paired):
     note = '<p class=note>In brackets 95 % intervals by bootstrap over tasks' + ('; the last columns go client by client, on the same questions, with the shares of clients that are better and worse off' if paired else '') + '. A run’s name leads to its own part.</p>'
     return note + _table(cols, rows, 'Runs', 2, 'means'),charts
 
-# %% ../nbs/16_report.ipynb #5f356b6c
+# %% ../nbs/16_report.ipynb #f5e8228f
 _css = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1c2026; --muted: #5b6470; --line: #d8dde3; --soft: #f4f6f8; --link: #1a5fa0; --up: 31 111 181; --down: 190 90 10;
   --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
@@ -499,7 +500,7 @@ footer { margin-top: 3em; color: var(--muted); font-size: .85em; }
   body { max-width: none; padding: 0; font-size: 10pt; } nav, .controls, button.more, .tip { display: none !important; } .scroll { overflow: visible; } .text { max-height: none; } figure, .qa, tr, .tiles > div { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: .85em; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# %% ../nbs/16_report.ipynb #0506a75a
+# %% ../nbs/16_report.ipynb #b2cc51d1
 _js_tools = r"""'use strict';
 const data = JSON.parse(document.getElementById('data').textContent);
 function put(e, attrs, kids) {
@@ -513,7 +514,7 @@ const bdi = text => h('bdi', {dir: 'auto'}, text);
 const range = n => Array.from({length: n}, (_, i) => i);
 const some = x => x != null;
 const words = k => k.replaceAll('_', ' ');
-const short = (t, n) => t.length > n ? t.slice(0, n - 1) + '…' : t;
+const short = (t, n) => [...t].length > n ? [...t].slice(0, n - 1).join('') + '…' : t;
 
 // as many decimals as the largest number needs for about three digits
 function decimals(xs) {
@@ -530,7 +531,7 @@ function ticks(lo, hi, n, whole) {
   for (let k = Math.ceil(lo/step - 1e-9); k*step <= hi + step*1e-9; k++) out.push(k*step);
   return out;
 }
-const nameOf = (run, i) => run.names ? run.names[i] ?? String(i) : 'client ' + i;
+const nameOf = (run, i) => run.names ? run.names[i] : 'client ' + i;
 const taskOf = (run, i) => run.task && run.task[i] >= 0 ? run.tasks[run.task[i]] : '';
 const colour = (run, i) => run && run.task && run.tasks.length > 1 ? (run.task[i] >= 0 && run.task[i] < 8 ? `var(--c${run.task[i]})` : 'var(--muted)') : 'var(--c0)';
 const key = (c, text, cls, dash) => h('span', null, h('span', {class: 'key ' + (cls || ''), style: cls ? `background:${c}` : `color:${c};border-top-style:${dash || 'solid'}`}), bdi(text));
@@ -548,7 +549,7 @@ function tipAt(plot, tip, x, y, W, ...kids) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #911f6679
+# %% ../nbs/16_report.ipynb #767314c5
 _js_chart = r"""
 function lineChart(c, run) {
   const ids = c.ids || [], drawn = ids.length <= 60 ? ids : [];
@@ -565,7 +566,7 @@ function lineChart(c, run) {
   const plot = h('div', {class: 'plot', tabindex: 0, role: 'group', 'aria-label': `${c.title}, ${c.x.length} rounds` + (c.overlaid ? `, ${c.lines.length} runs` : `: ${first.name} ${show(seen[0])} at first, ${show(seen.at(-1))} at last`) + '. Arrow keys say the values.'});
   const keys = c.overlaid ? [...new Set(c.lines.map(l => l.group))].map(j => key(`var(--c${j % 8})`, c.overlaid[j], '', ['solid', 'dashed', 'dotted'][Math.floor(j/8) % 3])) : ids.length ? [key('var(--fg)', 'mean'), ...(c.bands || []).map((b, j) => key(`rgb(47 127 214 / ${.2 + .2*j})`, b.name, 'box')), ...(drawn.length ? taskKeys(run) : [])] : c.lines.length > 1 ? c.lines.map((l, j) => key(`var(--c${j})`, l.name)) : [];
   const fig = h('figure', null, h('figcaption', null, h('b', null, c.title), ' ', h('span', {class: 'note'}, c.unit)), plot, keys.length ? h('div', {class: 'legend'}, keys) : null, c.thinned ? h('p', {class: 'note'}, `Lines of single clients have ${c.cx.length} of ${c.x.length} rounds.`) : null);
-  let at = null, near = null, W, X, Y, L = 48, R = 12, H = 220, T = 8, B = 26;
+  let at = null, near = null, W, X, Y, L = 48, R = 12, H = 220, T = 8, B = 28;
   const path = (xs, ys) => { let d = '', pen = 'M'; xs.forEach((x, t) => { if (ys[t] != null) { d += `${pen}${X(x).toFixed(1)} ${Y(ys[t]).toFixed(1)}`; pen = 'L'; } }); return d; };
   const pick = () => run && run.pick != null && ids.indexOf(run.pick) >= 0 ? ids.indexOf(run.pick) : null;
   function draw() {
@@ -577,7 +578,7 @@ function lineChart(c, run) {
     const yt = ticks(lo, hi, 5, c.whole && hi - lo >= 5), yd = c.percent ? Math.max(0, decimals([yt[1] - yt[0]]) - 2) : yt.length > 1 ? Math.max(0, Math.min(6, -Math.floor(Math.log10(yt[1] - yt[0]) + 1e-9))) : d;
     const big = Math.max(...yt.map(Math.abs)) >= 1e5, label = y => c.percent ? fixed(100*y, yd) + ' %' : big ? (y || 0).toLocaleString('en', {notation: 'compact'}) : fixed(y, yd);
     const svg = s('svg', {viewBox: `0 0 ${W} ${H}`, 'aria-hidden': true}, yt.map(y => [s('path', {class: 'axis', d: `M${L} ${Y(y)}H${W - R}`}), s('text', {x: L - 6, y: Y(y) + 4, 'text-anchor': 'end'}, label(y))]),
-      ticks(c.x[0], c.x.at(-1), Math.max(2, (W - L - R)/60), true).map(x => s('text', {x: X(x), y: H - B + 15, 'text-anchor': 'middle'}, x)), s('text', {x: L - 6, y: H - B + 15, 'text-anchor': 'end'}, 'round'));
+      ticks(c.x[0], c.x.at(-1), Math.max(2, (W - L - R)/60), true).map(x => s('text', {x: X(x), y: H - B + 17, 'text-anchor': 'middle'}, x)), s('text', {x: L - 6, y: H - B + 17, 'text-anchor': 'end'}, 'round'));
     (c.bands || []).forEach((b, j) => { const there = range(c.x.length).filter(t => b.lo[t] != null); svg.append(s('path', {style: `fill:rgb(47 127 214 / ${.2 + .1*j})`, d: 'M' + [...there.map(t => `${X(c.x[t])} ${Y(b.hi[t])}`), ...there.reverse().map(t => `${X(c.x[t])} ${Y(b.lo[t])}`)].join('L') + 'Z'})); });
     drawn.forEach((i, k) => svg.append(s('path', {class: 'l', style: `stroke:${colour(run, i)};stroke-width:1;opacity:${pick() == null ? .75 : .25}`, d: path(c.cx, c.cy[k])}), c.cx.length < 30 ? c.cx.map((x, t) => c.cy[k][t] == null ? null : s('circle', {cx: X(x), cy: Y(c.cy[k][t]), r: 1.6, style: `fill:${colour(run, i)};opacity:${pick() == null ? .75 : .25}`})).filter(some) : ''));
     c.lines.forEach((l, j) => {
@@ -604,7 +605,7 @@ function lineChart(c, run) {
     }
     tipAt(plot, tip, X(x), T + 14, W, ...kids);
   }
-  plot.addEventListener('pointermove', e => {
+  for (const o of ['pointermove', 'pointerdown']) plot.addEventListener(o, e => {
     const b = plot.getBoundingClientRect(), px = (e.clientX - b.left)*W/b.width, py = (e.clientY - b.top)*W/b.width;
     at = c.x.reduce((a, x, t) => Math.abs(X(x) - px) < Math.abs(X(c.x[a]) - px) ? t : a, 0);
     near = {y: lo + (H - B - py)/(H - B - T)*(hi - lo)};
@@ -643,7 +644,7 @@ function drawCharts(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #ee1640d6
+# %% ../nbs/16_report.ipynb #c5421376
 _js_graph = r"""
 function circle(steps, order, run) {
   const tip = h('div', {class: 'tip', role: 'status'}), plot = h('div', {class: 'plot wide', tabindex: 0, role: 'group', 'aria-label': `Graph of ${order.length} clients. Arrow keys go from client to client.`});
@@ -651,7 +652,7 @@ function circle(steps, order, run) {
   let step = steps.length - 1, at = null, pos = {}, W;
   function draw() {
     W = Math.max(220, plot.clientWidth);
-    const named = run.names && W >= 520, radial = K > 16, margin = named ? 26 + 6.4*Math.max(...order.map(i => Math.min(22, nameOf(run, i).length))) : 14, H = Math.min(W, named && radial ? 640 : 480), rad = Math.min(W/2 - margin, H/2 - (named ? radial ? margin : 34 : 14)), r = Math.max(3, Math.min(11, Math.PI*rad/K - 1)), E = steps[step].edges;
+    const named = run.names && W >= 520, radial = K > 16, margin = named ? 26 + 6.4*Math.max(...order.map(i => Math.min(22, nameOf(run, i).length))) : 14, H = Math.min(W, named && radial ? 640 : 480, 140 + 40*K), rad = Math.min(W/2 - margin, H/2 - (named ? radial ? margin : 34 : 14)), r = Math.max(3, Math.min(11, Math.PI*rad/K - 1)), E = steps[step].edges;
     order.forEach((i, k) => { const a = 2*Math.PI*k/K - Math.PI/2; pos[i] = [W/2 + rad*Math.cos(a), H/2 + rad*Math.sin(a), a]; });
     const mine = at == null ? null : new Set(E.filter(e => e[0] == order[at] || e[1] == order[at]).flatMap(e => [e[0], e[1]]));
     const svg = s('svg', {viewBox: `0 0 ${W} ${H}`, 'aria-hidden': true}, E.map(([i, j, w]) => { const on = at == null || i == order[at] || j == order[at]; return s('path', {d: `M${pos[i][0].toFixed(1)} ${pos[i][1].toFixed(1)}L${pos[j][0].toFixed(1)} ${pos[j][1].toFixed(1)}`, style: `stroke:${on && at != null ? 'var(--fg)' : 'var(--muted)'};stroke-width:${(.6 + 3*w/top).toFixed(2)};opacity:${((on ? .2 + .7*w/top : .06)).toFixed(2)}`}); }),
@@ -667,7 +668,7 @@ function circle(steps, order, run) {
     const i = order[at], near = steps[step].edges.filter(e => e[0] == i || e[1] == i).map(e => [e[0] == i ? e[1] : e[0], e[2]]).sort((a, b) => b[1] - a[1]);
     tipAt(plot, tip, pos[i][0], pos[i][1], W, h('b', null, bdi(short(nameOf(run, i), 40))), h('div', null, near.length ? 'learns from' : 'has no neighbours'), ...near.slice(0, 8).map(([j, w]) => h('div', null, bdi(short(nameOf(run, j), 40)), ' ', h('b', null, fixed(w, d)))), near.length > 8 ? h('div', null, `and ${near.length - 8} more`) : '');
   }
-  plot.addEventListener('pointermove', e => {
+  for (const o of ['pointermove', 'pointerdown']) plot.addEventListener(o, e => {
     const b = plot.getBoundingClientRect(), px = (e.clientX - b.left)*W/b.width, py = (e.clientY - b.top)*W/b.width;
     const k = order.reduce((a, i, j) => Math.hypot(pos[i][0] - px, pos[i][1] - py) < Math.hypot(pos[order[a]][0] - px, pos[order[a]][1] - py) ? j : a, 0), now = Math.hypot(pos[order[k]][0] - px, pos[order[k]][1] - py) < 30 ? k : null;
     if (now !== at) { at = now; say(); }
@@ -711,7 +712,7 @@ function matrix(mats, o) {   // o: low, is less better? best, is the best of eac
     if (!at) tip.replaceChildren();
     else tipAt(plot, tip, L + side/n*(at[1] + .5), top + side/n*at[0], W, ...o.say(m.names[at[0]], m.names[at[1]], fixed(value(...at), d)));
   }
-  plot.addEventListener('pointermove', e => {
+  for (const o of ['pointermove', 'pointerdown']) plot.addEventListener(o, e => {
     const b = plot.getBoundingClientRect(), f = W/b.width, j = Math.floor(((e.clientX - b.left)*f - L)/side*n), i = Math.floor(((e.clientY - b.top)*f - top)/side*n), now = i >= 0 && j >= 0 && i < n && j < n ? [i, j] : null;
     if (String(now) !== String(at)) { at = now; say(); }
   });
@@ -750,7 +751,7 @@ function drawCross(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #2cf5ec11
+# %% ../nbs/16_report.ipynb #f6e0aad0
 _js_table = r"""
 function drawTable(place, run) {
   const t = run.table, n = t.ids.length, parts = Object.keys(t.parts), rivals = parts.filter(p => p != 'own');
@@ -797,7 +798,7 @@ function drawTable(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #c3c9fec7
+# %% ../nbs/16_report.ipynb #fba18438
 _js_said = r"""
 function drawSaid(place, run) {
   const ids = Object.keys(run.said).map(Number), box = h('div');
@@ -816,7 +817,7 @@ function drawSaid(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #2668b45e
+# %% ../nbs/16_report.ipynb #7c229f7f
 _js_start = r"""
 data.runs.forEach((run, n) => Object.assign(run, {n, pick: null, pickers: [], linked: new Set([...Object.keys(run.said).map(Number), ...run.charts.flatMap(c => c.ids || [])])}));
 const draw = {charts: drawCharts, graph: drawGraph, table: drawTable, said: drawSaid, cross: drawCross};
@@ -840,7 +841,7 @@ let width = 0;
 new ResizeObserver(() => { if (Math.abs(document.body.clientWidth - width) > 2) { width = document.body.clientWidth; redraw(); } }).observe(document.body);
 """
 
-# %% ../nbs/16_report.ipynb #ce50718a
+# %% ../nbs/16_report.ipynb #8cbb5303
 def _page(title, body, data):
     "The whole file."
     script = _js_tools + _js_chart + _js_graph + _js_table + _js_said + _js_start
@@ -875,7 +876,7 @@ def _labels(runs):
         for r in runs:
             if names.count(r['name']) > 1: r['name'] = '/'.join(r['path'].resolve().parts[-depth:])
 
-# %% ../nbs/16_report.ipynb #e4070845
+# %% ../nbs/16_report.ipynb #9711f754
 def write_report(runs,      # a run's folder or that of a comparison, or a list of such
                  to=None,   # the file; None: report.html in the folder, or of several in the current one
                  answers=5, # test questions of each client that are on the page, its first ones; fewer where the page would become too large
@@ -885,8 +886,8 @@ def write_report(runs,      # a run's folder or that of a comparison, or a list 
     if not roots: raise ConfigError('run', 'at least one folder', roots)
     if len({o.resolve() for o in roots}) < len(roots): raise ConfigError('run', 'each once', [str(o) for o in roots])
     if isinstance(answers, bool) or not isinstance(answers, int) or answers < 0: raise ConfigError('answers', 'a number of at least 0', answers)
-    to = Path(to) if to is not None else (roots[0] if len(roots) == 1 else Path())/'report.html'
-    if not to.absolute().parent.is_dir() or to.is_dir(): raise ConfigError('to', 'a file in a folder that exists', str(to))
+    named,to = to is not None,Path(to) if to is not None else (roots[0] if len(roots) == 1 else Path())/'report.html'
+    if named and not to.absolute().parent.is_dir() or to.is_dir(): raise ConfigError('to', 'a file in a folder that exists', str(to))
     found,compared = [],[]
     for root in roots:
         if not (root/'compare.json').is_file(): found.append(read_run(root, answers)); continue
