@@ -277,9 +277,9 @@ def _page_data(run, budget):
     return dict(name=run['name'], K=run['K'], names=None if plain else run['names'], tasks=tasks, task=[tasks.index(t) if t else -1 for t in run['tasks']] if tasks else None, charts=_charts(run), table=_table_data(run), graph=_graph_data(run), cross=cross,
                 said=said, counts=run['counts'], kept=kept, chars=chars)
 
-# %% ../nbs/16_report.ipynb #168ecb1a
+# %% ../nbs/16_report.ipynb #0028db86
 def _e(x): return html.escape(_text(str(x)))
-def _name(x): return f'<bdi>{_e(x)}</bdi>'
+def _name(x): return '<bdi>' + re.sub('[\u202a-\u202e\u2066-\u2069]', '', _e(x)) + '</bdi>'
 def _decimals(values):
     "So many that the largest has about three digits, as far as two decimals tell more."
     m = max((abs(v) for v in values if v is not None), default=0)
@@ -457,7 +457,7 @@ def _beside(runs, paired):
     note = '<p class=note>In brackets 95 % intervals by bootstrap over tasks' + ('; the last columns go client by client, on the same questions, with the shares of clients that are better and worse off' if paired else '') + '. A run’s name leads to its own part.</p>'
     return note + _table(cols, rows, 'Runs', 2, 'means'),charts
 
-# %% ../nbs/16_report.ipynb #f5e8228f
+# %% ../nbs/16_report.ipynb #c2fefab4
 _css = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1c2026; --muted: #5b6470; --line: #d8dde3; --soft: #f4f6f8; --link: #1a5fa0; --up: 31 111 181; --down: 190 90 10;
   --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
@@ -484,8 +484,8 @@ table.settings { width: auto; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; } th button:hover { color: var(--fg); } th[aria-sort] { color: var(--fg); } th[aria-sort=ascending] button::after { content: " ▲"; font-size: .7em; } th[aria-sort=descending] button::after { content: " ▼"; font-size: .7em; }
 td button { font: inherit; color: var(--link); background: none; border: 0; padding: 0; cursor: pointer; text-align: left; text-decoration: underline; text-underline-offset: 2px; }
 td.gain { background: rgb(var(--up) / calc(.25 * var(--a, 0))); } td.gain.down { background: rgb(var(--down) / calc(.25 * var(--a, 0))); }
-.controls { display: flex; flex-wrap: wrap; gap: .5em 1.2em; align-items: center; margin: 0 0 .8em; } .controls label { display: inline-flex; align-items: center; gap: .45em; max-width: 100%; }
-select, input, .controls button, button.more { font: inherit; font-size: .95em; color: var(--fg); background: var(--bg); border: 1px solid var(--line); border-radius: 4px; padding: .2em .45em; max-width: 100%; min-width: 0; } .controls button, button.more { cursor: pointer; } input[type=range] { width: min(260px, 50vw); padding: 0; accent-color: var(--link); }
+.controls { display: flex; flex-wrap: wrap; gap: .5em 1.2em; align-items: center; margin: 0 0 .8em; } .controls label { white-space: nowrap; display: inline-flex; align-items: center; gap: .45em; max-width: 100%; }
+select, input, .controls button, button.more { font: inherit; font-size: .95em; color: var(--fg); background: var(--bg); border: 1px solid var(--line); border-radius: 4px; padding: .2em .45em; max-width: 26em; min-width: 0; } .controls button, button.more { cursor: pointer; } input[type=range] { width: min(260px, 50vw); padding: 0; accent-color: var(--link); }
 details { margin: .8em 0; } summary { cursor: pointer; color: var(--link); }
 .scroll + [data-draw] { margin-top: 1.4em; } .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 22px 28px; } table.means .ci { display: block; } figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3em; }
 .plot { position: relative; } .plot svg { display: block; width: 100%; height: auto; } .plot text { fill: var(--muted); font-size: 11px; font-family: inherit; } .plot .axis { stroke: var(--line); fill: none; } .plot path.l { fill: none; stroke-linejoin: round; } .plot .cross { stroke: var(--muted); stroke-dasharray: 3 3; }
@@ -500,7 +500,7 @@ footer { margin-top: 3em; color: var(--muted); font-size: .85em; }
   body { max-width: none; padding: 0; font-size: 10pt; } nav, .controls, button.more, .tip { display: none !important; } .scroll { overflow: visible; } .text { max-height: none; } figure, .qa, tr, .tiles > div { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: .85em; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# %% ../nbs/16_report.ipynb #b2cc51d1
+# %% ../nbs/16_report.ipynb #34c97639
 _js_tools = r"""'use strict';
 const data = JSON.parse(document.getElementById('data').textContent);
 function put(e, attrs, kids) {
@@ -510,11 +510,12 @@ function put(e, attrs, kids) {
 }
 const h = (tag, attrs, ...kids) => put(document.createElement(tag), attrs, kids);
 const s = (tag, attrs, ...kids) => put(document.createElementNS('http://www.w3.org/2000/svg', tag), attrs, kids);
-const bdi = text => h('bdi', {dir: 'auto'}, text);
+const plain = t => t.replace(/[\u202a-\u202e\u2066-\u2069]/g, '');   // without what turns the direction of all that follows in its line
+const bdi = text => h('bdi', {dir: 'auto'}, plain(text));
 const range = n => Array.from({length: n}, (_, i) => i);
 const some = x => x != null;
 const words = k => k.replaceAll('_', ' ');
-const short = (t, n) => [...t].length > n ? [...t].slice(0, n - 1).join('') + '…' : t;
+const short = (t, n) => { const c = [...plain(t)], end = Math.floor(n/3); return c.length > n ? [...c.slice(0, n - 1 - end), '…', ...c.slice(-end)].join('') : c.join(''); };   // numbers stand at the end of names
 
 // as many decimals as the largest number needs for about three digits
 function decimals(xs) {
@@ -534,7 +535,7 @@ function ticks(lo, hi, n, whole) {
 const nameOf = (run, i) => run.names ? run.names[i] : 'client ' + i;
 const taskOf = (run, i) => run.task && run.task[i] >= 0 ? run.tasks[run.task[i]] : '';
 const colour = (run, i) => run && run.task && run.tasks.length > 1 ? (run.task[i] >= 0 && run.task[i] < 8 ? `var(--c${run.task[i]})` : 'var(--muted)') : 'var(--c0)';
-const key = (c, text, cls, dash) => h('span', null, h('span', {class: 'key ' + (cls || ''), style: cls ? `background:${c}` : `color:${c};border-top-style:${dash || 'solid'}`}), bdi(text));
+const key = (c, text, cls, dash) => h('span', null, h('span', {class: 'key ' + (cls || ''), style: cls ? `background:${c}` : `color:${c};border-top-style:${dash || 'solid'}`}), bdi(short(text, 40)));
 const taskKeys = run => run.tasks.length < 2 ? [] : [...run.tasks.slice(0, 8).map((t, j) => key(`var(--c${j})`, t)), run.tasks.length > 8 ? key('var(--muted)', `${run.tasks.length - 8} other tasks`) : null];
 const drawers = new Map();   // an element of the page -> what draws it anew, where its width or the client has changed
 const redraw = () => drawers.forEach((draw, e) => e.isConnected && e.clientWidth && draw());
@@ -644,7 +645,7 @@ function drawCharts(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #c5421376
+# %% ../nbs/16_report.ipynb #3736e57a
 _js_graph = r"""
 function circle(steps, order, run) {
   const tip = h('div', {class: 'tip', role: 'status'}), plot = h('div', {class: 'plot wide', tabindex: 0, role: 'group', 'aria-label': `Graph of ${order.length} clients. Arrow keys go from client to client.`});
@@ -731,7 +732,7 @@ function matrix(mats, o) {   // o: low, is less better? best, is the best of eac
 function drawGraph(place, run) {
   const g = run.graph, steps = g.steps;
   const view = steps[0].edges ? circle(steps, g.order, run) : matrix(steps.map(o => o.matrix), {label: `Graph of ${run.K} clients`, unit: 'weight', say: (a, b, v) => [bdi(short(a, 40)), ' learns from ', bdi(short(b, 40)), ': ', h('b', null, v)]});
-  const rounds = r => r.length > 1 ? `rounds ${r[0]} to ${r.at(-1)}` : `round ${r[0]}`;
+  const rounds = r => r.length > 1 ? `Rounds ${r[0]} to ${r.at(-1)}` : `Round ${r[0]}`;
   const said = h('output', {class: 'note'}), tell = k => {
     const f = steps[k].facts, parts = [['edges', n => `${n} edge${n == 1 ? '' : 's'}`], ['components', n => n == 1 ? 'all connected' : `${n} connected parts`], ['mean_degree', x => `mean degree ${fixed(x, 2)}`]].filter(o => f[o[0]] != null).map(([o, t]) => t(f[o]));
     if (f.pull_mean != null) parts.push(`mean pull ${fixed(100*f.pull_mean, 1)} %`);
@@ -746,7 +747,7 @@ function drawGraph(place, run) {
 }
 function drawCross(place, run) {
   const c = run.cross, metric = words(c.metric);
-  place.append(h('p', {class: 'note'}, `${metric} of each client’s adapter (rows) on each client’s test data (columns); more colour is better. The ring is the best adapter for a client’s data.`),
+  place.append(h('p', {class: 'note'}, `The ${metric} of each client’s adapter (rows) on each client’s test data (columns); more colour is better. The ring is the best adapter for a client’s data.`),
     matrix([c], {label: `Cross-evaluation of ${c.n} clients`, low: c.low, best: true, unit: metric, say: (a, b, v) => ['adapter of ', bdi(short(a, 40)), ' on the data of ', bdi(short(b, 40)), ': ', h('b', null, v)]}).fig);
 }
 """
@@ -798,13 +799,13 @@ function drawTable(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #fba18438
+# %% ../nbs/16_report.ipynb #5d71b28c
 _js_said = r"""
 function drawSaid(place, run) {
   const ids = Object.keys(run.said).map(Number), box = h('div');
   const sel = picker(run, ids), step = f => () => { const k = ids.indexOf(now()); choose(run, ids[Math.max(0, Math.min(ids.length - 1, k + f))]); };
   const now = () => run.said[run.pick] ? run.pick : ids[0];
-  const text = t => t.trim() ? h('p', {class: 'text', dir: 'auto', tabindex: t.length > 600 ? 0 : null}, t) : h('p', {class: 'text empty'}, 'nothing');
+  const text = t => t.trim() ? h('p', {class: 'text', dir: 'auto', tabindex: t.length > 300 || t.split('\n').length > 8 ? 0 : null}, t) : h('p', {class: 'text empty'}, 'nothing');
   const part = (title, t, right) => h('div', null, h('h4', null, title, right ? [' ', h('b', null, '✓ right to the letter')] : null), text(t));
   place.append(h('div', {class: 'controls'}, h('label', null, 'Client', sel), h('button', {type: 'button', click: step(-1)}, 'previous'), h('button', {type: 'button', click: step(1)}, 'next')), box);
   run.showSaid = () => {

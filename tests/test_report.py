@@ -202,6 +202,13 @@ def test_any_text_can_be_written(tmp_path):
     got = [q[2][0] for q in Page(write_report(root).read_text()).runs[0]['said']['0']]
     assert got[0] == 'a\ufffdb' and got[2] == '' and re.fullmatch(r'x+ \[…\] x+', got[1]) and len(got[1]) < 5000
 
+def test_choices_and_several_right_answers(tmp_path):
+    root = write_run(tmp_path/'run')
+    (root/'generations.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in (
+        dict(client=0, task='', instruction='Which?', input='', output='b', choices=['a','b'], generated='I say a', chosen=1, chosen_norm=0, base=dict(generated='b', chosen=0, chosen_norm=0)),
+        dict(client=0, task='', instruction='Who?', input='', output='x', references=['x','y'], generated=' y\n', base=dict(generated='z')))))
+    assert Page(write_report(root).read_text()).runs[0]['said']['0'] == [['Which?\n- a\n- b', ['b'], ['b',True], ['a',False], None], ['Who?', ['x','y'], [' y\n',True], ['z',False], None]]
+
 DAMAGE = {'cut': lambda b: b[:len(b)//2 - 7], 'list': lambda b: b'[1, 2]', 'number': lambda b: b'3\n', 'empty': lambda b: b'', 'bytes': lambda b: b'\xff\xfe\x00' + b, 'text for numbers': lambda b: re.sub(rb'(: |\[)-?\d[\d.]*(?=[,}\]])', rb'\1"much"', b), 'deep': lambda b: b'['*100_000, 'null': lambda b: b'null\n'}
 
 @pytest.mark.parametrize('name', ['state.json','history.jsonl','timing.jsonl','scorecard.json','generations.jsonl','cross_evaluation.json','2/graph.npy','config.yaml'])
@@ -392,10 +399,10 @@ def test_charts_graph_and_answers(tab, tmp_path):
     for t in (4,1,3):
         tab.js(f"(() => {{ const s = document.querySelector('#run0-graph input'); s.value = {t-1}; s.dispatchEvent(new Event('input')) }})()")
         A = np.load(root/str(t)/'graph.npy')
-        assert tab.js("document.querySelectorAll('#run0-graph svg path').length") == np.count_nonzero(A)/2 and tab.js("document.querySelector('#run0-graph output').innerText").startswith(f'round {t}')
+        assert tab.js("document.querySelectorAll('#run0-graph svg path').length") == np.count_nonzero(A)/2 and tab.js("document.querySelector('#run0-graph output').innerText").startswith(f'Round {t}')
     tab.js("document.querySelector('#run0-graph input').focus()")
     tab.press('ArrowRight')
-    assert tab.js("document.querySelector('#run0-graph output').innerText").startswith('round 4')
+    assert tab.js("document.querySelector('#run0-graph output').innerText").startswith('Round 4')
     tab.js("document.querySelector('#run0-graph .plot').focus()")
     tab.press('ArrowRight')
     A,first = np.load(root/'4'/'graph.npy'),Page((root/'report.html').read_text()).runs[0]['graph']['order'][0]
@@ -418,6 +425,8 @@ def test_hostile_text_does_nothing(tab, tmp_path):
     root = write_run(tmp_path/'bad"><script>x', text=lambda t: t + HOSTILE)
     tab.open(write_report(root))
     assert tab.js("typeof window.hacked") == 'undefined' and tab.js("document.querySelectorAll('script').length") == 2
+    assert tab.js("""(() => { const e = document.querySelector('p.sub'), n = [...e.childNodes].findLast(n => n.nodeType == 3 && n.textContent.includes('finished')), r = document.createRange(), k = n.textContent.indexOf('finished');
+      const x = j => { r.setStart(n, k + j); r.setEnd(n, k + j + 1); return r.getBoundingClientRect().left; }; return x(0) < x(1) && x(1) < x(2); })()""")   # what follows isn't turned
     assert cells(tab, 'client')[0].startswith('ward 0</script><script>') and 'onerror' in tab.js("document.querySelector('.qa .text').innerText")
     assert tab.js("document.querySelectorAll('main img, main script, main [onerror]').length") == 0
     assert tab.js("document.documentElement.scrollWidth") <= 1200
