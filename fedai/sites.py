@@ -104,9 +104,12 @@ def main(grid, context):
     serve(grid, context.run_config["config"], context.run_config["folder"], float(context.run_config["wait"]))
 '''
 
-def _write_app(folder):
-    (folder/'fedai_app').mkdir(parents=True, exist_ok=True)
-    for name,text in {'pyproject.toml': _pyproject, 'LICENSE': 'Apache-2.0', 'fedai_app/__init__.py': '', 'fedai_app/client.py': _client_app, 'fedai_app/server.py': _server_app}.items(): write_text(folder/name, text)
+def _app():
+    "The app as Flower takes it."
+    from flwr.cli.build import build_fab_from_files
+    from flwr.supercore.fab import Fab
+    data = build_fab_from_files({k: v.encode() for k,v in {'pyproject.toml': _pyproject, 'LICENSE': 'Apache-2.0', 'fedai_app/__init__.py': '', 'fedai_app/client.py': _client_app, 'fedai_app/server.py': _server_app}.items()})[0]
+    return Fab(hashlib.sha256(data).hexdigest(), data, {})
 
 # %% ../nbs/15a_sites.ipynb #b51f9e9b
 def _environment(home):
@@ -210,13 +213,31 @@ def read_clients(folder:str|Path, # of the federation
     if gone: raise ConfigError('clients', 'the keys of all clients that were there before', f"none for {', '.join(gone)}")
     return [*known, *(dict(name=n) for n in there if n not in {c['name'] for c in known})]
 
-def _flwr(args, env, what):
-    "Ask Flower's command line; what it says as JSON."
-    r = subprocess.run([str(Path(sys.executable).parent/'flwr'), *map(str, args), '--format', 'json'], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
-    try: got = json.loads(r.stdout[r.stdout.index('{'):])
-    except ValueError: got = {}
-    if r.returncode or not got.get('success', True): raise RuntimeError(f"{what}: {got.get('error-message') or (r.stderr + r.stdout)[-500:]}")
-    return got
+class _Control:
+    "Asks a SuperLink for what Flower's command line would, of which each call takes a second."
+    def __init__(self, port, ca):
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+        self.client = ControlHttpClient.from_server_address(f'127.0.0.1:{port}', False, Path(ca).read_bytes(), [RuntimeVersionHttpInterceptor(component_name='fedai')])
+
+    def register(self, path)->int: # the node that will have this public key
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+        _,_,ser,ec = _crypto()
+        try: key = ser.load_ssh_public_key(path.read_bytes())
+        except (ValueError,UnsupportedAlgorithm): key = None
+        if not isinstance(key, ec.EllipticCurvePublicKey): raise ConfigError('clients', 'public keys of `fedai flower keys site`', str(path))
+        return self.client.RegisterNode(RegisterNodeRequest(public_key=key.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo))).node_id
+
+    def run(self, **config)->int: # the run
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        return self.client.StartRun(StartRunRequest(fab=fab_to_proto(_app()), override_config=user_config_to_proto(config))).run_id
+
+    def status(self, run)->str: # such as 'running', 'finished:completed'
+        from flwr.proto.control_pb2 import ListRunsRequest
+        s = self.client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
+        return f'{s.status}:{s.sub_status}' if s.sub_status else s.status
 
 def serve_federation(config:str|Path, # a YAML file
                      folder:str|Path, # of the federation
@@ -236,11 +257,8 @@ def serve_federation(config:str|Path, # a YAML file
     home,log,said = folder/'flwr',folder/'superlink.log',folder/'run.log'
     home.mkdir(exist_ok=True)
     write_text(folder/'config.yaml', dump_config(cfg))
-    _write_app(folder/'app')
     env,port = _environment(home),_free_port()
-    write_text(home/'config.toml', f'[superlink]\ndefault = "fedai"\n\n[superlink.fedai]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{folder/"ca.crt"}"\n')
     at = said.stat().st_size if said.exists() else 0
-    (folder/'ended').unlink(missing_ok=True)
     link = _start('flower-superlink', ['--ssl-ca-certfile', folder/'ca.crt', '--ssl-certfile', folder/'server.pem', '--ssl-keyfile', folder/'server.key', '--enable-supernode-auth', '--host', '127.0.0.1', '--port', port, '--disable-runtime-dependency-installation'], env, log)
     door = None
     try:
@@ -253,16 +271,16 @@ def serve_federation(config:str|Path, # a YAML file
             except httpx.HTTPError: pass
             time.sleep(.2)
         else: raise RuntimeError(f"Flower's SuperLink didn't start:\n{_tail(log)}")
-        for c in clients: c['node'] = int(_flwr(['supernode','register',folder/'clients'/f"{c['name']}.pub",'fedai'], env, f"the key of {c['name']}")['node-id'])
+        control = _Control(port, folder/'ca.crt')
+        for c in clients: c['node'] = control.register(folder/'clients'/f"{c['name']}.pub")
         write_json(folder/'clients.json', clients)
         door = _open_gate(folder, listen, port)
         print(f"{len(clients)} clients are registered, and may connect to {listen[0]}:{listen[1]}", file=out, flush=True)
-        run = _flwr(['run',folder/'app','fedai','--run-config', f'config="{folder/"config.yaml"}" folder="{folder}" wait={float(wait)}'], env, 'the run')['run-id']
-        status,asked = '',time.monotonic()
+        run = control.run(config=str(folder/'config.yaml'), folder=str(folder), wait=float(wait))
         while True:
-            time.sleep(.3)
-            if (folder/'ended').exists() or time.monotonic() > asked + 20:   # asking takes a second of a core
-                status,asked = _flwr(['list','fedai','--run-id',run], env, 'the status of the run')['runs'][0]['status'],time.monotonic()
+            time.sleep(.5)
+            if link.poll() is not None: raise RuntimeError(f"Flower's SuperLink ended:\n{_tail(log)}")
+            status = control.status(run)
             if said.exists() and said.stat().st_size > at:
                 with open(said) as f:
                     f.seek(at)
@@ -270,14 +288,13 @@ def serve_federation(config:str|Path, # a YAML file
                     at = f.tell()
                 print(text, end='', file=out, flush=True)
             if status.startswith('finished'): break
-            if link.poll() is not None: raise RuntimeError(f"Flower's SuperLink ended:\n{_tail(log)}")
         if status != 'finished:completed': print(f'fedai: the run is {status}; {log} says more', file=sys.stderr)
         return int(status != 'finished:completed')
     finally:
         if door: door.should_exit = True
         _stop(link)
 
-# %% ../nbs/15a_sites.ipynb #9a38f60d
+# %% ../nbs/15a_sites.ipynb #3f76b64d
 class _SuperNode:
     "Keeps a SuperNode running, and answers its messages in this process."
     def __init__(self, superlink, key, ca,
@@ -304,7 +321,7 @@ class _SuperNode:
             why = [l for l in _tail(self.folder/'supernode.log', 40).splitlines() if 'ERROR' in l or 'Error' in l or 'refus' in l]
             self.say(f"the SuperNode ended ({self.process.returncode}){': ' + why[-1].strip() if why else ''}; it is started again")
             _stop(self.process)
-            wait = 1 if time.monotonic() - began > 60 else min(2*wait, 15)
+            wait = 1 if time.monotonic() - began > 15 else min(2*wait + 2, 15)
             self.stopping.wait(wait)
 
     def _client(self, interceptor):
@@ -347,12 +364,14 @@ class _SuperNode:
     def serve(self):
         "Answer messages, until this is closed."
         import httpx
+        pause = .1
         while not self.stopping.is_set():
             try: busy = self.client and self._one()
             except (httpx.HTTPError,RuntimeError,ValueError) as e:
                 busy = False
                 if not isinstance(e, httpx.ConnectError): self.say(f'a message was broken off ({type(e).__name__})')   # while a SuperNode starts, it isn't there
-            if not busy: self.stopping.wait(.2)
+            pause = .1 if busy else min(1.3*pause, 1.)   # asking costs some milliseconds
+            if not busy: self.stopping.wait(pause)
 
     def close(self):
         self.stopping.set()

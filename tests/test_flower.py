@@ -323,9 +323,9 @@ def test_a_federation_on_loopback(tmp_path):
         for n in ('s0','s1','stranger'): f.site(n)
         eve = Eve(f)
         f.server()
-        f.wait_for('round 1/3', 'server')
         f.wait_for('the SuperNode ended', 'stranger')
         f.kill('stranger', signal.SIGTERM)
+        f.wait_for('round 1/3', 'server')
         # nothing but what nodes say gets through the gate, and that with TLS and a key only
         import httpx
         context = ssl.create_default_context(cafile=str(tmp_path/'fed'/'ca.crt'))
