@@ -6,13 +6,13 @@
 __all__ = ['hold_out', 'Comparison', 'compare']
 
 # %% ../nbs/13a_comparison.ipynb #c33b27c1
-import csv, gc, io, itertools, json, re, time
+import csv, dataclasses, gc, io, itertools, json, re, time
 from pathlib import Path
 
 import numpy as np
 from xxhash import xxh3_64
 from .algorithms import get_server, import_user_code
-from .config import ConfigError, FedConfig, field_help, load_config, near
+from .config import ConfigError, FedConfig, load_config, near
 from .data import get_client_data
 from .metrics import lower_is_better, paired_bootstrap
 from .servers import algorithm_classes
@@ -39,10 +39,10 @@ def _variants(algorithms):
 
 def _with(cfg, fields):
     "The config with some fields, or settings of its algorithm, changed."
-    known,plain,own = field_help(),{},{}
+    known,plain,own = {f.name: f.metadata['group'] for f in dataclasses.fields(FedConfig)},{},{}
     name = fields.get('name', cfg.name)
     for k,v in fields.items():
-        if k in ('seed','output_dir','num_clients') or k in known and known[k][0] == 'data': raise ConfigError(k, 'one value for all algorithms, since they are compared on the same data', v)
+        if k in ('seed','output_dir','num_clients') or known.get(k) == 'data': raise ConfigError(k, 'one value for all algorithms, since they are compared on the same data', v)
         if k in known: plain[k] = v
         elif k in algorithm_classes[name].settings: own[k] = v
         else: raise ConfigError(k, f'a field of the config, or a setting of {name}' + near(k, [*known, *algorithm_classes[name].settings]), v)
@@ -210,6 +210,18 @@ def _fingerprint(data):
     def one(e): return [e.get('instruction'), e.get('input') or '', e.get('output')] if isinstance(e, dict) else None
     return xxh3_64(json.dumps([[one(e) for e in d[s]] for d in data for s in ('train','test')]).encode()).hexdigest()
 
+def _run(cfg, data, model, scores, kwargs):
+    "Train and test: client -> metrics."
+    try:
+        s = get_server(cfg, data, model and model(cfg), callbacks=[], **kwargs)
+        s.fit()
+        clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.test_own(s.client_list, False)}
+    except NonFiniteLoss as e:
+        if scores: raise
+        return dict(diverged=str(e))   # a trial that diverges is a trial that lost
+    for i,m in clients.items(): m['task'] = s.tasks[int(i)] if s.tasks else ''
+    return clients
+
 def _cell(cfg, data, model, scores, kwargs):
     "Train and test one cell: client -> metrics, from its folder where that has them already."
     root = Path(cfg.output_dir)
@@ -219,18 +231,11 @@ def _cell(cfg, data, model, scores, kwargs):
     if old and old['key'] == key:
         for k,(was,new) in load_config(root/'config.yaml').diff(cfg).items(): raise ConfigError(k, f'{was!r}, as in {root} (or another `output_dir`)', new)
         return old['clients']
-    try:
-        s = get_server(cfg, data, model and model(cfg), callbacks=[], **kwargs)
-        s.fit()
-        clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.test_own(s.client_list, False)}
-        tasks = s.tasks
-    except NonFiniteLoss as e:
-        if scores: raise
-        clients,tasks = dict(diverged=str(e)),None   # a trial that diverges is a trial that lost
-    else:
-        for i,m in clients.items(): m['task'] = tasks[int(i)] if tasks else ''
-        del s
-    gc.collect()
+    gc.freeze()   # only among what comes after this is looked for what the run leaves, which in small runs takes longer than training
+    try: clients = _run(cfg, data, model, scores, kwargs)
+    finally:
+        gc.collect()
+        gc.unfreeze()
     write_json(done, dict(key=key, clients=clients))
     return clients
 

@@ -497,4 +497,3 @@ def serve(grid,           # Flower's
         except Exception as e:
             print(f'{type(e).__name__}: {e}', file=out)
             raise
-        finally: (folder/'ended').touch()   # whoever waits for it needn't ask Flower all the time

@@ -10,15 +10,18 @@ __all__ = ['scorers', 'lower_is_better', 'Rouge', 'Bleu', 'Chrf', 'ExactMatch', 
 import re, string
 from collections import Counter
 
-import datasets, evaluate, numpy as np
+import numpy as np
 from .utils import rng
 
 # %% ../nbs/07_metrics.ipynb #c5254829
-class _TextMetric(evaluate.Metric):
-    def _info(self):
+class _TextMetric:
+    "What computes a score; when one is made, it is an `evaluate.Metric` too."
+    def __new__(cls, *args, **kwargs):
+        import datasets, evaluate
         text = datasets.Value('string')
-        return evaluate.MetricInfo(description=self.__doc__, citation='', inputs_description='predictions: a list of strings; references: as many strings, or lists of strings',
-                                   features=[datasets.Features(dict(predictions=text, references=o)) for o in (datasets.Sequence(text), text)])
+        def info(self): return evaluate.MetricInfo(description=cls.__doc__, citation='', inputs_description='predictions: a list of strings; references: as many strings, or lists of strings',
+                                                   features=[datasets.Features(dict(predictions=text, references=o)) for o in (datasets.Sequence(text), text)])
+        return object.__new__(type(cls.__name__, (cls,evaluate.Metric), dict(__doc__=cls.__doc__, _info=info)))
 
 def _several(references): return [[r] if isinstance(r, str) else list(r) for r in references]
 
@@ -32,7 +35,8 @@ def _best(f, predictions, references): return float(np.mean([max(f(p, r) for r i
 # %% ../nbs/07_metrics.ipynb #bbbf47e4
 class Rouge(_TextMetric):
     "ROUGE-1, 2, L and Lsum (Lin, 2004): F1, mean over the pairs, 0 to 1; the best reference of each pair."
-    def _compute(self, predictions, references):
+    @staticmethod
+    def _compute(predictions, references):
         from rouge_score import rouge_scorer
         kinds = ['rouge1','rouge2','rougeL','rougeLsum']
         scorer = rouge_scorer.RougeScorer(kinds)
@@ -41,35 +45,40 @@ class Rouge(_TextMetric):
 
 class Bleu(_TextMetric):
     "Corpus BLEU-4 of sacrebleu (Papineni et al., 2002; Post, 2018), 0 to 100; where no answer has four words, of the n-grams that there are, where the package gives 0."
-    def _compute(self, predictions, references):
+    @staticmethod
+    def _compute(predictions, references):
         import sacrebleu
         return {'bleu': sacrebleu.BLEU(effective_order=True).corpus_score(predictions, _columns(references)).score}
 
 class Chrf(_TextMetric):
     "Corpus chrF2 of sacrebleu (Popović, 2015), 0 to 100: F2 over character n-grams up to 6."
-    def _compute(self, predictions, references):
+    @staticmethod
+    def _compute(predictions, references):
         import sacrebleu
         return {'chrf': sacrebleu.CHRF().corpus_score(predictions, _columns(references)).score}
 
 class ExactMatch(_TextMetric):
     "Share of predictions equal to a reference but for white space around them, 0 to 1."
-    def _compute(self, predictions, references): return {'exact_match': _best(lambda p,r: p.strip() == r.strip(), predictions, references)}
+    @staticmethod
+    def _compute(predictions, references): return {'exact_match': _best(lambda p,r: p.strip() == r.strip(), predictions, references)}
 
 class TokenF1(_TextMetric):
     "F1 over the words of a prediction and a reference, as SQuAD counts them (Rajpurkar et al., 2016): without case, punctuation and articles; mean over the pairs, 0 to 1."
     @staticmethod
     def _words(text): return re.sub(r'\b(a|an|the)\b', ' ', ''.join(c for c in text.lower() if c not in string.punctuation)).split()
 
-    def _f1(self, p, r):
-        p,r = self._words(p),self._words(r)
+    @staticmethod
+    def _f1(p, r):
+        p,r = TokenF1._words(p),TokenF1._words(r)
         if not p or not r: return float(p == r)
         same = sum((Counter(p) & Counter(r)).values())
         return 2*same/(len(p) + len(r))
 
-    def _compute(self, predictions, references): return {'token_f1': _best(self._f1, predictions, references)}
+    @staticmethod
+    def _compute(predictions, references): return {'token_f1': _best(TokenF1._f1, predictions, references)}
 
 # %% ../nbs/07_metrics.ipynb #06a882ce
-_metrics = [o() for o in (Rouge,Bleu,Chrf,ExactMatch,TokenF1)]
+_metrics = Rouge,Bleu,Chrf,ExactMatch,TokenF1
 
 def text_scores(predictions, # strings
                 references,  # as many strings, or lists of strings where several are right

@@ -7,7 +7,6 @@ __all__ = ['make_site_key', 'make_server_keys', 'gate', 'read_clients', 'serve_f
 
 # %% ../nbs/15a_sites.ipynb #92eeeeb4
 import ctypes, datetime, hashlib, ipaddress, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
-from multiprocessing.connection import Listener
 from pathlib import Path
 
 from .config import ConfigError, FedConfig, dump_config, load_config
@@ -71,7 +70,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "fedai-app"
 version = "1.0.0"
-description = "Hands messages between Flower and fedai"
+description = "Starts fedai at the server"
 license = { file = "LICENSE" }
 dependencies = ["flwr>=1.41.0,<1.42"]
 
@@ -90,23 +89,9 @@ folder = ""
 wait = 300.0
 '''
 
-_client_app = '''import os
-from multiprocessing.connection import Client
-import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.clientapp import ClientApp
+_client_app = '''from flwr.clientapp import ClientApp
 
-app = ClientApp()
-
-def relay(msg, context):
-    with Client(os.environ["FEDAI_TRAINER"], "AF_UNIX", authkey=bytes.fromhex(os.environ["FEDAI_TRAINER_KEY"])) as c:
-        c.send_bytes(msg.content["fedai"]["message"].numpy().tobytes())
-        reply = c.recv_bytes()
-    return Message(RecordDict({"fedai": ArrayRecord({"message": Array(np.frombuffer(reply, np.uint8))})}), reply_to=msg)
-
-app.query()(relay)
-app.train()(relay)
-app.evaluate()(relay)
+app = ClientApp()   # no site runs this: `fedai flower client` answers for it
 '''
 
 _server_app = '''from flwr.serverapp import ServerApp
@@ -119,9 +104,12 @@ def main(grid, context):
     serve(grid, context.run_config["config"], context.run_config["folder"], float(context.run_config["wait"]))
 '''
 
-def _write_app(folder):
-    (folder/'fedai_app').mkdir(parents=True, exist_ok=True)
-    for name,text in {'pyproject.toml': _pyproject, 'LICENSE': 'Apache-2.0', 'fedai_app/__init__.py': '', 'fedai_app/client.py': _client_app, 'fedai_app/server.py': _server_app}.items(): write_text(folder/name, text)
+def _app():
+    "The app as Flower takes it."
+    from flwr.cli.build import build_fab_from_files
+    from flwr.supercore.fab import Fab
+    data = build_fab_from_files({k: v.encode() for k,v in {'pyproject.toml': _pyproject, 'LICENSE': 'Apache-2.0', 'fedai_app/__init__.py': '', 'fedai_app/client.py': _client_app, 'fedai_app/server.py': _server_app}.items()})[0]
+    return Fab(hashlib.sha256(data).hexdigest(), data, {})
 
 # %% ../nbs/15a_sites.ipynb #b51f9e9b
 def _environment(home):
@@ -225,13 +213,31 @@ def read_clients(folder:str|Path, # of the federation
     if gone: raise ConfigError('clients', 'the keys of all clients that were there before', f"none for {', '.join(gone)}")
     return [*known, *(dict(name=n) for n in there if n not in {c['name'] for c in known})]
 
-def _flwr(args, env, what):
-    "Ask Flower's command line; what it says as JSON."
-    r = subprocess.run([str(Path(sys.executable).parent/'flwr'), *map(str, args), '--format', 'json'], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
-    try: got = json.loads(r.stdout[r.stdout.index('{'):])
-    except ValueError: got = {}
-    if r.returncode or not got.get('success', True): raise RuntimeError(f"{what}: {got.get('error-message') or (r.stderr + r.stdout)[-500:]}")
-    return got
+class _Control:
+    "Asks a SuperLink for what Flower's command line would, of which each call takes a second."
+    def __init__(self, port, ca):
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+        self.client = ControlHttpClient.from_server_address(f'127.0.0.1:{port}', False, Path(ca).read_bytes(), [RuntimeVersionHttpInterceptor(component_name='fedai')])
+
+    def register(self, path)->int: # the node that will have this public key
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+        _,_,ser,ec = _crypto()
+        try: key = ser.load_ssh_public_key(path.read_bytes())
+        except (ValueError,UnsupportedAlgorithm): key = None
+        if not isinstance(key, ec.EllipticCurvePublicKey): raise ConfigError('clients', 'public keys of `fedai flower keys site`', str(path))
+        return self.client.RegisterNode(RegisterNodeRequest(public_key=key.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo))).node_id
+
+    def run(self, **config)->int: # the run
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        return self.client.StartRun(StartRunRequest(fab=fab_to_proto(_app()), override_config=user_config_to_proto(config))).run_id
+
+    def status(self, run)->str: # such as 'running', 'finished:completed'
+        from flwr.proto.control_pb2 import ListRunsRequest
+        s = self.client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
+        return f'{s.status}:{s.sub_status}' if s.sub_status else s.status
 
 def serve_federation(config:str|Path, # a YAML file
                      folder:str|Path, # of the federation
@@ -251,11 +257,8 @@ def serve_federation(config:str|Path, # a YAML file
     home,log,said = folder/'flwr',folder/'superlink.log',folder/'run.log'
     home.mkdir(exist_ok=True)
     write_text(folder/'config.yaml', dump_config(cfg))
-    _write_app(folder/'app')
     env,port = _environment(home),_free_port()
-    write_text(home/'config.toml', f'[superlink]\ndefault = "fedai"\n\n[superlink.fedai]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{folder/"ca.crt"}"\n')
     at = said.stat().st_size if said.exists() else 0
-    (folder/'ended').unlink(missing_ok=True)
     link = _start('flower-superlink', ['--ssl-ca-certfile', folder/'ca.crt', '--ssl-certfile', folder/'server.pem', '--ssl-keyfile', folder/'server.key', '--enable-supernode-auth', '--host', '127.0.0.1', '--port', port, '--disable-runtime-dependency-installation'], env, log)
     door = None
     try:
@@ -268,16 +271,16 @@ def serve_federation(config:str|Path, # a YAML file
             except httpx.HTTPError: pass
             time.sleep(.2)
         else: raise RuntimeError(f"Flower's SuperLink didn't start:\n{_tail(log)}")
-        for c in clients: c['node'] = int(_flwr(['supernode','register',folder/'clients'/f"{c['name']}.pub",'fedai'], env, f"the key of {c['name']}")['node-id'])
+        control = _Control(port, folder/'ca.crt')
+        for c in clients: c['node'] = control.register(folder/'clients'/f"{c['name']}.pub")
         write_json(folder/'clients.json', clients)
         door = _open_gate(folder, listen, port)
         print(f"{len(clients)} clients are registered, and may connect to {listen[0]}:{listen[1]}", file=out, flush=True)
-        run = _flwr(['run',folder/'app','fedai','--run-config', f'config="{folder/"config.yaml"}" folder="{folder}" wait={float(wait)}'], env, 'the run')['run-id']
-        status,asked = '',time.monotonic()
+        run = control.run(config=str(folder/'config.yaml'), folder=str(folder), wait=float(wait))
         while True:
-            time.sleep(.3)
-            if (folder/'ended').exists() or time.monotonic() > asked + 20:   # asking takes a second of a core
-                status,asked = _flwr(['list','fedai','--run-id',run], env, 'the status of the run')['runs'][0]['status'],time.monotonic()
+            time.sleep(.5)
+            if link.poll() is not None: raise RuntimeError(f"Flower's SuperLink ended:\n{_tail(log)}")
+            status = control.status(run)
             if said.exists() and said.stat().st_size > at:
                 with open(said) as f:
                     f.seek(at)
@@ -285,12 +288,96 @@ def serve_federation(config:str|Path, # a YAML file
                     at = f.tell()
                 print(text, end='', file=out, flush=True)
             if status.startswith('finished'): break
-            if link.poll() is not None: raise RuntimeError(f"Flower's SuperLink ended:\n{_tail(log)}")
         if status != 'finished:completed': print(f'fedai: the run is {status}; {log} says more', file=sys.stderr)
         return int(status != 'finished:completed')
     finally:
         if door: door.should_exit = True
         _stop(link)
+
+# %% ../nbs/15a_sites.ipynb #3f76b64d
+class _SuperNode:
+    "Keeps a SuperNode running, and answers its messages in this process."
+    def __init__(self, superlink, key, ca,
+                 answer, # called with a message, bytes: the reply, bytes; what it raises goes to the server as its kind of error
+                 say,    # called with what happens
+                ):
+        self.answer,self.say,self.stopping,self.process,self.client = answer,say,threading.Event(),None,None
+        self.folder,self.secret = Path(tempfile.mkdtemp(prefix='fedai-')),secrets.token_bytes(32)   # mode 700
+        (self.folder/'secret').write_bytes(self.secret)
+        self.args = ['--superlink', superlink, '--root-certificates', ca, '--auth-supernode-private-key', key, '--isolation', 'process', '--superexec-auth-secret-file', self.folder/'secret', '--host', '127.0.0.1']
+        self.keeper = threading.Thread(target=self._keep, daemon=True)
+        self.keeper.start()
+
+    def _keep(self):
+        "Start the SuperNode, and start it again when it ends."
+        from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
+        wait = 1
+        while not self.stopping.is_set():
+            self.port,began = _free_port(),time.monotonic()
+            self.process = _start('flower-supernode', [*self.args, '--port', self.port], _environment(self.folder), self.folder/'supernode.log')
+            self.client = self._client(SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=['/flwr.proto.Runtime/AcquireTask']))
+            while self.process.poll() is None and not self.stopping.is_set(): time.sleep(.2)
+            if self.stopping.is_set(): return
+            why = [l for l in _tail(self.folder/'supernode.log', 40).splitlines() if 'ERROR' in l or 'Error' in l or 'refus' in l]
+            self.say(f"the SuperNode ended ({self.process.returncode}){': ' + why[-1].strip() if why else ''}; it is started again")
+            _stop(self.process)
+            wait = 1 if time.monotonic() - began > 15 else min(2*wait + 2, 15)
+            self.stopping.wait(wait)
+
+    def _client(self, interceptor):
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+        from flwr.supercore.runtime import RuntimeHttpClient
+        return RuntimeHttpClient.from_server_address(f'127.0.0.1:{self.port}', True, None, [RuntimeVersionHttpInterceptor(component_name='fedai'), interceptor])
+
+    def _one(self):
+        "Answer a message; was there one? What Flower's SuperExec does, and the program that it would start."
+        import httpx, numpy as np
+        from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+        from flwr.common.constant import ErrorCode, SubStatus
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+        from flwr.supercore.constant import TaskType
+        from flwr.supercore.heartbeat import HeartbeatSender
+        from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
+        from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+        token = self.client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
+        if not token: return False
+        client = self._client(RuntimeTokenHttpInterceptor(token))
+        def alive():
+            try: client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+            except httpx.HTTPError: pass   # the next one may get through
+            return True
+        beat = HeartbeatSender(alive)   # without which Flower takes us for dead after a minute
+        beat.start()
+        try:
+            message,context,_,_ = pull_task_input(client)
+            try:
+                data = self.answer(message.content['fedai']['message'].numpy().tobytes())
+                reply = Message(RecordDict({'fedai': ArrayRecord({'message': Array(np.frombuffer(data, np.uint8))})}), reply_to=message)
+            except Exception as e: reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(e).__name__), reply_to=message)
+            push_message(client, reply, context)
+            push_task_output(client, context, SubStatus.COMPLETED, '')
+        finally:
+            beat.stop()
+            client.close()
+        return True
+
+    def serve(self):
+        "Answer messages, until this is closed."
+        import httpx
+        pause = .1
+        while not self.stopping.is_set():
+            try: busy = self.client and self._one()
+            except (httpx.HTTPError,RuntimeError,ValueError) as e:
+                busy = False
+                if not isinstance(e, httpx.ConnectError): self.say(f'a message was broken off ({type(e).__name__})')   # while a SuperNode starts, it isn't there
+            pause = .1 if busy else min(1.3*pause, 1.)   # asking costs some milliseconds
+            if not busy: self.stopping.wait(pause)
+
+    def close(self):
+        self.stopping.set()
+        self.keeper.join(10)
+        if self.process: _stop(self.process)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/15a_sites.ipynb #3add37e2
 def run_site(data:dict,     # {'train': ..., 'test': ...}
@@ -318,36 +405,10 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
     keep = Path(folder or f"{str(key).removesuffix('.key')}.adapter").absolute()
     if not existing(keep).is_dir() or not os.access(existing(keep), os.W_OK | os.X_OK): raise ConfigError('keep', 'a folder that can be written', str(keep))
     trainer = Trainer(data, cfg or FedConfig(), model, hashlib.sha256(b'fedai data mark' + secret).digest(), privacy, keep, only_sums, out)
-    folder = Path(tempfile.mkdtemp(prefix='fedai-'))   # mode 700
-    authkey = secrets.token_bytes(32)
-    env = {**_environment(folder), 'FEDAI_TRAINER': str(folder/'trainer'), 'FEDAI_TRAINER_KEY': authkey.hex()}
-    node,stopping = None,threading.Event()
-    def start(): return _start('flower-supernode', ['--superlink', superlink, '--root-certificates', ca, '--auth-supernode-private-key', key, '--host', '127.0.0.1', '--port', _free_port()], env, folder/'supernode.log')
-    def keep_node():
-        nonlocal node
-        while not stopping.is_set():
-            node = start()
-            began = time.monotonic()
-            while node.poll() is None and not stopping.is_set(): time.sleep(.2)
-            if stopping.is_set(): return
-            why = [l for l in _tail(folder/'supernode.log', 40).splitlines() if 'ERROR' in l or 'Error' in l or 'refus' in l]
-            trainer.write(f"the SuperNode ended ({node.returncode}){': ' + why[-1].strip() if why else ''}; it is started again")
-            _stop(node)
-            stopping.wait(5 if time.monotonic() - began > 30 else 15)
     def ended(*_): raise KeyboardInterrupt
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, ended)
+    node = _SuperNode(superlink, key, ca, trainer, trainer.write)
     try:
-        with Listener(str(folder/'trainer'), 'AF_UNIX', authkey=authkey) as door:
-            os.chmod(folder/'trainer', 0o600)
-            keeper = threading.Thread(target=keep_node, daemon=True)
-            keeper.start()
-            trainer.write(f"{len(trainer.data['train'])} examples for training, {len(trainer.data['test'])} for the test; waiting for {superlink}")
-            while True:
-                try:
-                    with door.accept() as c: c.send_bytes(trainer(c.recv_bytes()))
-                except (EOFError,OSError) as e: trainer.write(f'a message was broken off ({type(e).__name__})')
-                except Exception as e: trainer.write(type(e).__name__)   # such as a wrong key
-    finally:
-        stopping.set()
-        if node: _stop(node)
-        shutil.rmtree(folder, ignore_errors=True)
+        trainer.write(f"{len(trainer.data['train'])} examples for training, {len(trainer.data['test'])} for the test; waiting for {superlink}")
+        node.serve()
+    finally: node.close()

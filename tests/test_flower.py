@@ -1,6 +1,5 @@
 "Sites that are hostile, lost or late, over a grid in one process; the gate; and a real federation on loopback."
-import hashlib, importlib.util, json, os, re, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
-from multiprocessing.connection import Listener
+import hashlib, importlib.util, json, os, re, signal, socket, ssl, subprocess, sys, threading, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
@@ -286,39 +285,19 @@ class Federation:
 class Eve:
     "A registered site whose trainer is played by this process: greets as it should, and answers training with something else every time."
     def __init__(self, f):
-        from fedai.sites import _environment, _free_port, _start
-        self.folder,self.asked,key = Path(tempfile.mkdtemp(prefix='eve-')),[],os.urandom(32)
-        self.door = Listener(str(self.folder/'trainer'), 'AF_UNIX', authkey=key)
-        threading.Thread(target=self.serve, daemon=True).start()
-        env = {**_environment(self.folder), 'FEDAI_TRAINER': str(self.folder/'trainer'), 'FEDAI_TRAINER_KEY': key.hex(), 'FEDAI_CACHE': str(f.tmp/'cache')}
-        self.closed = False
-        def keep():
-            while not self.closed:
-                self.node = start()
-                self.node.wait()
-        def start(): return _start('flower-supernode', ['--superlink', f'127.0.0.1:{f.port}', '--root-certificates', f.tmp/'fed'/'ca.crt', '--auth-supernode-private-key', f.tmp/'eve.key', '--host', '127.0.0.1', '--port', _free_port()], env, f.tmp/'eve.log')
-        threading.Thread(target=keep, daemon=True).start()
-    def serve(self):
-        while True:
-            try: c = self.door.accept()
-            except OSError: return
-            with c:
-                try: say,arrays = unpack(c.recv_bytes())
-                except EOFError: continue
-                self.asked.append(say['op'])
-                if say['op'] == 'hello': c.send_bytes(pack(dict(examples=10**6, test=1)))
-                elif say['op'] == 'train' and say['round'] == 0:
-                    row = arrays['row/0'].copy()
-                    row.view(np.float32)[7] = np.nan
-                    c.send_bytes(pack(dict(round=say['round'], metrics={'0': dict(loss=0., tokens=1, padded=1, examples=1, dropped=0, cut=0, data='ab')}), **{'row/0': row}))
-                elif say['op'] == 'train' and say['round'] == 1: c.send_bytes(os.urandom(10**6))
-                # and then nothing: the connection is closed
-    def close(self):
-        from fedai.sites import _stop
-        self.closed = True
-        _stop(self.node)
-        self.door.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        from fedai.sites import _SuperNode
+        self.node = _SuperNode(f'127.0.0.1:{f.port}', f.tmp/'eve.key', f.tmp/'fed'/'ca.crt', self.answer, print)
+        threading.Thread(target=self.node.serve, daemon=True).start()
+    def answer(self, data):
+        say,arrays = unpack(data)
+        if say['op'] == 'hello': return pack(dict(examples=10**6, test=1))
+        if say['op'] == 'train' and say['round'] == 0:
+            row = arrays['row/0'].copy()
+            row.view(np.float32)[7] = np.nan
+            return pack(dict(round=say['round'], metrics={'0': dict(loss=0., tokens=1, padded=1, examples=1, dropped=0, cut=0, data='ab')}), **{'row/0': row})
+        if say['op'] == 'train' and say['round'] == 1: return os.urandom(10**6)
+        raise EOFError   # and then nothing
+    def close(self): self.node.close()
 
 def ours(tmp):
     "Processes that were started for a folder: its name is in their arguments or their environment."
@@ -344,9 +323,9 @@ def test_a_federation_on_loopback(tmp_path):
         for n in ('s0','s1','stranger'): f.site(n)
         eve = Eve(f)
         f.server()
-        f.wait_for('round 1/3', 'server')
         f.wait_for('the SuperNode ended', 'stranger')
         f.kill('stranger', signal.SIGTERM)
+        f.wait_for('round 1/3', 'server')
         # nothing but what nodes say gets through the gate, and that with TLS and a key only
         import httpx
         context = ssl.create_default_context(cafile=str(tmp_path/'fed'/'ca.crt'))
