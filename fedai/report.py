@@ -457,7 +457,7 @@ def _beside(runs, paired):
     note = '<p class=note>In brackets 95 % intervals by bootstrap over tasks' + ('; the last columns go client by client, on the same questions, with the shares of clients that are better and worse off' if paired else '') + '. A run’s name leads to its own part.</p>'
     return note + _table(cols, rows, 'Runs', 2, 'means'),charts
 
-# %% ../nbs/16_report.ipynb #c2fefab4
+# %% ../nbs/16_report.ipynb #30032a7e
 _css = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1c2026; --muted: #5b6470; --line: #d8dde3; --soft: #f4f6f8; --link: #1a5fa0; --up: 31 111 181; --down: 190 90 10;
   --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
@@ -479,8 +479,8 @@ nav.parts, nav.runs { display: flex; flex-wrap: wrap; gap: .3em 1em; margin: .6e
 th, td { text-align: left; vertical-align: top; padding: .28em .8em .28em 0; border-bottom: 1px solid var(--line); overflow-wrap: normal; } th { font-weight: 600; color: var(--muted); vertical-align: bottom; } td { max-width: min(34em, 75vw); min-width: 2.5em; overflow-wrap: anywhere; }
 td.n, th.n { text-align: right; white-space: nowrap; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg); max-width: min(34em, 45vw); z-index: 1; }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-table.settings { width: auto; }
-@media (max-width: 720px) { table.settings, table.settings tbody { display: block; width: auto; } table.settings thead { display: none; } table.settings tr { display: grid; grid-template-columns: 9em 1fr 6em; gap: 0 .8em; border-bottom: 1px solid var(--line); padding: .3em 0; } table.settings td { border: 0; padding: 0; max-width: none; overflow-wrap: anywhere; } table.settings td:nth-child(3)::before { content: "not "; color: var(--muted); } table.settings td:nth-child(4) { grid-column: 1 / -1; } }
+table.settings { width: auto; } table.settings code { white-space: nowrap; }
+@media (max-width: 1000px) { table.settings, table.settings tbody { display: block; width: auto; } table.settings thead { display: none; } table.settings tr { display: grid; grid-template-columns: minmax(9em, auto) 1fr 6em; gap: 0 .8em; border-bottom: 1px solid var(--line); padding: .3em 0; } table.settings td { border: 0; padding: 0; max-width: none; overflow-wrap: anywhere; } table.settings td:nth-child(3)::before { content: "not "; color: var(--muted); } table.settings td:nth-child(4) { grid-column: 1 / -1; } }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; } th button:hover { color: var(--fg); } th[aria-sort] { color: var(--fg); } th[aria-sort=ascending] button::after { content: " ▲"; font-size: .7em; } th[aria-sort=descending] button::after { content: " ▼"; font-size: .7em; }
 td button { font: inherit; color: var(--link); background: none; border: 0; padding: 0; cursor: pointer; text-align: left; text-decoration: underline; text-underline-offset: 2px; }
 td.gain { background: rgb(var(--up) / calc(.25 * var(--a, 0))); } td.gain.down { background: rgb(var(--down) / calc(.25 * var(--a, 0))); }
@@ -497,7 +497,7 @@ details { margin: .8em 0; } summary { cursor: pointer; color: var(--link); }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 15em; overflow-y: auto; margin: 0; } .empty { color: var(--muted); font-style: italic; }
 footer { margin-top: 3em; color: var(--muted); font-size: .85em; }
 @media print { :root { color-scheme: light; --bg: #fff; --fg: #000; --muted: #444; --line: #ccc; --soft: #f4f4f4; --link: #000; --up: 31 111 181; --down: 190 90 10; --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
-  body { max-width: none; padding: 0; font-size: 10pt; } nav, .controls, button.more, .tip { display: none !important; } .scroll { overflow: visible; } .text { max-height: none; } figure, .qa, tr, .tiles > div { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: .85em; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  body { max-width: none; padding: 0; font-size: 10pt; } nav, .controls, button.more, .tip { display: none !important; } .scroll { overflow: visible; } .text { max-height: none; } figure, .qa, tr, .tiles > div { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: 7.5pt; width: auto; } td.n, th.n { white-space: normal; } .charts { grid-template-columns: 1fr 1fr; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 # %% ../nbs/16_report.ipynb #34c97639
@@ -645,7 +645,7 @@ function drawCharts(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #3736e57a
+# %% ../nbs/16_report.ipynb #fe35edfe
 _js_graph = r"""
 function circle(steps, order, run) {
   const tip = h('div', {class: 'tip', role: 'status'}), plot = h('div', {class: 'plot wide', tabindex: 0, role: 'group', 'aria-label': `Graph of ${order.length} clients. Arrow keys go from client to client.`});
@@ -733,14 +733,15 @@ function drawGraph(place, run) {
   const g = run.graph, steps = g.steps;
   const view = steps[0].edges ? circle(steps, g.order, run) : matrix(steps.map(o => o.matrix), {label: `Graph of ${run.K} clients`, unit: 'weight', say: (a, b, v) => [bdi(short(a, 40)), ' learns from ', bdi(short(b, 40)), ': ', h('b', null, v)]});
   const rounds = r => r.length > 1 ? `Rounds ${r[0]} to ${r.at(-1)}` : `Round ${r[0]}`;
-  const said = h('output', {class: 'note'}), tell = k => {
+  const said = h('output', {class: 'note', style: 'display:block'}), tell = k => {
     const f = steps[k].facts, parts = [['edges', n => `${n} edge${n == 1 ? '' : 's'}`], ['components', n => n == 1 ? 'all connected' : `${n} connected parts`], ['mean_degree', x => `mean degree ${fixed(x, 2)}`]].filter(o => f[o[0]] != null).map(([o, t]) => t(f[o]));
     if (f.pull_mean != null) parts.push(`mean pull ${fixed(100*f.pull_mean, 1)} %`);
     said.textContent = rounds(steps[k].rounds) + (parts.length ? '. Between the clients of ' + (steps[k].rounds.length > 1 ? 'the last' : 'it') + ': ' + parts.join(', ') : '');
   };
   tell(steps.length - 1);
   const slider = h('input', {type: 'range', min: 0, max: steps.length - 1, value: steps.length - 1, step: 1, 'aria-label': 'graph of a round', input: () => { view.show(+slider.value); tell(+slider.value); }});
-  place.append(h('div', {class: 'controls'}, steps.length > 1 ? h('label', null, 'Round', slider) : null, said));
+  if (steps.length > 1) place.append(h('div', {class: 'controls'}, h('label', null, 'Round', slider)));
+  place.append(said);
   if (steps.length > 1 || g.all > 1) place.append(h('p', {class: 'note'}, `The graph changes: ${g.all} different ones in the rounds that are kept` + (g.all > steps.length ? `, ${steps.length} of them here.` : '.')));
   else place.append(h('p', {class: 'note'}, 'The same in all rounds that are kept.'));
   place.append(view.fig);
