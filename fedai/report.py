@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_run', 'write_report']
 
-# %% ../nbs/16_report.ipynb #61aae1f5
+# %% ../nbs/16_report.ipynb #34621a22
 import base64, hashlib, html, json, math, re
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from . import __version__
 from .config import ConfigError, FedConfig, field_help, read_yaml
 from .utils import spread, write_text
 
-# %% ../nbs/16_report.ipynb #f733d915
+# %% ../nbs/16_report.ipynb #5ffdb7f3
 @contextmanager
 def _reading(path):
     "What goes wrong within the block is the file's fault."
@@ -53,7 +53,7 @@ def _count(x, what):
     if isinstance(x, bool) or not isinstance(x, int) or x < 0: raise TypeError(f'{what}: expected a whole number, got {str(x)[:60]!r}')
     return x
 
-# %% ../nbs/16_report.ipynb #ef2a5788
+# %% ../nbs/16_report.ipynb #ab56ab2b
 def _read_history(path, size):
     out = []
     for r in _lines(path, size):
@@ -80,7 +80,7 @@ def _read_card(path):
     return dict(parts=parts, gains=gains, names={int(i): _text(str(n)) for i,n in card.get('names', {}).items()}, tasks={i: _text(m.get('task') or '') for i,m in parts['own']['clients'].items()},
                 untested={int(i): _text(str(w)) for i,w in card.get('untested', {}).items()}, newcomers=new)
 
-# %% ../nbs/16_report.ipynb #b57d76c8
+# %% ../nbs/16_report.ipynb #3d91c122
 def _answer(o, right, choices):
     "An answer's text, and whether it is right to the letter."
     if o is None: return None
@@ -101,7 +101,7 @@ def _read_said(path, answers):
         kept.setdefault(i, []).append([asked, right, *(_answer(a, right, choices) for a in (o, o.get('base'), o.get('average')))])
     return kept,counts,digest.hexdigest()
 
-# %% ../nbs/16_report.ipynb #c3abbf31
+# %% ../nbs/16_report.ipynb #b0d9b574
 def _read_graphs(root, K, done, most=12):
     "[[rounds, (K, K) array], ...]: the graphs of the rounds that are kept, `most` of them, and how many there are."
     found = []
@@ -123,7 +123,7 @@ def _read_cross(path):
     if X.shape != (len(ids),)*2 or not len(ids) or not np.isfinite(X).all(): raise ValueError(f'expected a matrix of {len(ids)} rows and columns of finite numbers, got {X.shape}')
     return dict(metric=_text(d['metric']), ids=ids, names=[_called(i, _text(str(n))) for i,n in zip(ids, d.get('names') or ids, strict=True)], matrix=X)
 
-# %% ../nbs/16_report.ipynb #e3afec77
+# %% ../nbs/16_report.ipynb #c6fa458d
 def read_run(folder:str|Path, # of a run, finished or not
              answers=5,       # test questions of each client that are kept
             )->dict:          # what its files say
@@ -156,7 +156,7 @@ def read_run(folder:str|Path, # of a run, finished or not
     run['graphs'],run['all_graphs'] = _read_graphs(root, run['K'], run['done'])
     return run
 
-# %% ../nbs/16_report.ipynb #05df9a6b
+# %% ../nbs/16_report.ipynb #d0ed3010
 def _sig(x): return None if x is None or not math.isfinite(x) else 0 if x == 0 else float(f'{x:.5g}') if x % 1 or abs(x) > 1e15 else int(x)
 
 def _script_json(data): return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',',':')).replace('<', '\\u003c')
@@ -209,7 +209,7 @@ def _graph_data(run, drawn=60):
         out.append(one)
     return dict(order=order, steps=out, all=run['all_graphs'])
 
-# %% ../nbs/16_report.ipynb #8374aa1d
+# %% ../nbs/16_report.ipynb #20db22e3
 def _client_chart(run, key, mean, title, unit, points):
     "A chart of the clients' losses."
     rows = [r for r in run['history'] if r[key]]
@@ -277,7 +277,7 @@ def _page_data(run, budget):
     return dict(name=run['name'], K=run['K'], names=None if plain else run['names'], tasks=tasks, task=[tasks.index(t) if t else -1 for t in run['tasks']] if tasks else None, charts=_charts(run), table=_table_data(run), graph=_graph_data(run), cross=cross,
                 said=said, counts=run['counts'], kept=kept, chars=chars)
 
-# %% ../nbs/16_report.ipynb #0028db86
+# %% ../nbs/16_report.ipynb #5d994211
 def _e(x): return html.escape(_text(str(x)))
 def _name(x): return '<bdi>' + re.sub('[\u202a-\u202e\u2066-\u2069]', '', _e(x)) + '</bdi>'
 def _decimals(values):
@@ -396,7 +396,7 @@ def _run_html(run, n, level=2):
     nav = '<nav class=parts aria-label="Parts of the run">' + ' '.join(f'<a href="#{id}-{k}">{t}</a>' for k,t,b in parts if b) + '</nav>'
     return f'<article class=run id="{id}" data-run="{n}">\n{head}\n{nav}\n' + ''.join(_section(f'{id}-{k}', t, b) for k,t,b in parts) + '</article>\n'
 
-# %% ../nbs/16_report.ipynb #485a0342
+# %% ../nbs/16_report.ipynb #8cfba007
 def _forest(low, mean, high, scale):
     "An interval as a small picture, with a line at 0."
     if None in (low, mean, high) or not scale: return ''
@@ -457,7 +457,7 @@ def _beside(runs, paired):
     note = '<p class=note>In brackets 95 % intervals by bootstrap over tasks' + ('; the last columns go client by client, on the same questions, with the shares of clients that are better and worse off' if paired else '') + '. A run’s name leads to its own part.</p>'
     return note + _table(cols, rows, 'Runs', 2, 'means'),charts
 
-# %% ../nbs/16_report.ipynb #c2fefab4
+# %% ../nbs/16_report.ipynb #a11b64ec
 _css = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1c2026; --muted: #5b6470; --line: #d8dde3; --soft: #f4f6f8; --link: #1a5fa0; --up: 31 111 181; --down: 190 90 10;
   --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
@@ -479,8 +479,8 @@ nav.parts, nav.runs { display: flex; flex-wrap: wrap; gap: .3em 1em; margin: .6e
 th, td { text-align: left; vertical-align: top; padding: .28em .8em .28em 0; border-bottom: 1px solid var(--line); overflow-wrap: normal; } th { font-weight: 600; color: var(--muted); vertical-align: bottom; } td { max-width: min(34em, 75vw); min-width: 2.5em; overflow-wrap: anywhere; }
 td.n, th.n { text-align: right; white-space: nowrap; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg); max-width: min(34em, 45vw); z-index: 1; }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-table.settings { width: auto; }
-@media (max-width: 720px) { table.settings, table.settings tbody { display: block; width: auto; } table.settings thead { display: none; } table.settings tr { display: grid; grid-template-columns: 9em 1fr 6em; gap: 0 .8em; border-bottom: 1px solid var(--line); padding: .3em 0; } table.settings td { border: 0; padding: 0; max-width: none; overflow-wrap: anywhere; } table.settings td:nth-child(3)::before { content: "not "; color: var(--muted); } table.settings td:nth-child(4) { grid-column: 1 / -1; } }
+table.settings { width: auto; } table.settings code { white-space: nowrap; }
+@media (max-width: 1000px) { table.settings, table.settings tbody { display: block; width: auto; } table.settings thead { display: none; } table.settings tr { display: grid; grid-template-columns: minmax(9em, auto) 1fr 6em; gap: 0 .8em; border-bottom: 1px solid var(--line); padding: .3em 0; } table.settings td { border: 0; padding: 0; max-width: none; overflow-wrap: anywhere; } table.settings td:nth-child(3)::before { content: "not "; color: var(--muted); } table.settings td:nth-child(4) { grid-column: 1 / -1; } }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; } th button:hover { color: var(--fg); } th[aria-sort] { color: var(--fg); } th[aria-sort=ascending] button::after { content: " ▲"; font-size: .7em; } th[aria-sort=descending] button::after { content: " ▼"; font-size: .7em; }
 td button { font: inherit; color: var(--link); background: none; border: 0; padding: 0; cursor: pointer; text-align: left; text-decoration: underline; text-underline-offset: 2px; }
 td.gain { background: rgb(var(--up) / calc(.25 * var(--a, 0))); } td.gain.down { background: rgb(var(--down) / calc(.25 * var(--a, 0))); }
@@ -497,10 +497,10 @@ details { margin: .8em 0; } summary { cursor: pointer; color: var(--link); }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 15em; overflow-y: auto; margin: 0; } .empty { color: var(--muted); font-style: italic; }
 footer { margin-top: 3em; color: var(--muted); font-size: .85em; }
 @media print { :root { color-scheme: light; --bg: #fff; --fg: #000; --muted: #444; --line: #ccc; --soft: #f4f4f4; --link: #000; --up: 31 111 181; --down: 190 90 10; --c0: #1f6fb5; --c1: #c2600a; --c2: #2a8550; --c3: #b23a55; --c4: #7a54b0; --c5: #866915; --c6: #167f87; --c7: #ae4599; }
-  body { max-width: none; padding: 0; font-size: 10pt; } nav, .controls, button.more, .tip { display: none !important; } .scroll { overflow: visible; } .text { max-height: none; } figure, .qa, tr, .tiles > div { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: .85em; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  body { max-width: none; padding: 0; font-size: 10pt; } nav, .controls, button.more, .tip { display: none !important; } .scroll { overflow: visible; } .text { max-height: none; } figure, .qa, tr, .tiles > div { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: 7.5pt; width: auto; } td.n, th.n { white-space: normal; } .charts { grid-template-columns: 1fr 1fr; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# %% ../nbs/16_report.ipynb #34c97639
+# %% ../nbs/16_report.ipynb #282839a8
 _js_tools = r"""'use strict';
 const data = JSON.parse(document.getElementById('data').textContent);
 function put(e, attrs, kids) {
@@ -550,7 +550,7 @@ function tipAt(plot, tip, x, y, W, ...kids) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #767314c5
+# %% ../nbs/16_report.ipynb #716513ce
 _js_chart = r"""
 function lineChart(c, run) {
   const ids = c.ids || [], drawn = ids.length <= 60 ? ids : [];
@@ -645,7 +645,7 @@ function drawCharts(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #3736e57a
+# %% ../nbs/16_report.ipynb #443a316a
 _js_graph = r"""
 function circle(steps, order, run) {
   const tip = h('div', {class: 'tip', role: 'status'}), plot = h('div', {class: 'plot wide', tabindex: 0, role: 'group', 'aria-label': `Graph of ${order.length} clients. Arrow keys go from client to client.`});
@@ -701,7 +701,7 @@ function matrix(mats, o) {   // o: low, is less better? best, is the best of eac
     const cell = side/n, canvas = h('canvas', {width: n, height: n}), ctx = canvas.getContext('2d'), img = ctx.createImageData(n, n);
     for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) img.data.set([47, 127, 214, Math.round(255*(.03 + .97*strength(value(i, j))))], 4*(i*n + j));
     ctx.putImageData(img, 0, 0);
-    const ys = Math.ceil(13/cell), xs = Math.ceil((8 + 6.5*String(Math.max(...m.ids)).length)/cell), fit = Math.floor((L - 10)/6);
+    const ys = Math.ceil(13/cell), xs = Math.ceil((8 + 6.5*String(Math.max(...m.ids)).length)/cell), fit = Math.floor((L - 10)/6.5);
     const svg = s('svg', {viewBox: `0 0 ${W} ${side + top + 22}`, 'aria-hidden': true}, s('image', {x: L, y: top, width: side, height: side, href: canvas.toDataURL(), preserveAspectRatio: 'none', style: 'image-rendering:pixelated'}), s('rect', {class: 'axis', x: L, y: top, width: side, height: side}),
       range(n).filter(i => i % ys == 0).map(i => s('text', {x: L - 6, y: top + cell*(i + .5) + 4, 'text-anchor': 'end'}, short(m.names[i], fit))), range(n).filter(j => j % xs == 0).map(j => s('text', {x: L + cell*(j + .5), y: top + side + 15, 'text-anchor': 'middle'}, m.ids[j])));
     if (o.best && hi > lo) for (let j = 0; j < n; j++) { const i = range(n).reduce((a, i) => (o.low ? value(i, j) < value(a, j) : value(i, j) > value(a, j)) ? i : a, 0); svg.append(s('circle', {cx: L + cell*(j + .5), cy: top + cell*(i + .5), r: Math.max(2, Math.min(7, cell/3)), style: 'fill:none;stroke:var(--c1);stroke-width:2'})); }
@@ -733,14 +733,15 @@ function drawGraph(place, run) {
   const g = run.graph, steps = g.steps;
   const view = steps[0].edges ? circle(steps, g.order, run) : matrix(steps.map(o => o.matrix), {label: `Graph of ${run.K} clients`, unit: 'weight', say: (a, b, v) => [bdi(short(a, 40)), ' learns from ', bdi(short(b, 40)), ': ', h('b', null, v)]});
   const rounds = r => r.length > 1 ? `Rounds ${r[0]} to ${r.at(-1)}` : `Round ${r[0]}`;
-  const said = h('output', {class: 'note'}), tell = k => {
+  const said = h('output', {class: 'note', style: 'display:block'}), tell = k => {
     const f = steps[k].facts, parts = [['edges', n => `${n} edge${n == 1 ? '' : 's'}`], ['components', n => n == 1 ? 'all connected' : `${n} connected parts`], ['mean_degree', x => `mean degree ${fixed(x, 2)}`]].filter(o => f[o[0]] != null).map(([o, t]) => t(f[o]));
     if (f.pull_mean != null) parts.push(`mean pull ${fixed(100*f.pull_mean, 1)} %`);
     said.textContent = rounds(steps[k].rounds) + (parts.length ? '. Between the clients of ' + (steps[k].rounds.length > 1 ? 'the last' : 'it') + ': ' + parts.join(', ') : '');
   };
   tell(steps.length - 1);
   const slider = h('input', {type: 'range', min: 0, max: steps.length - 1, value: steps.length - 1, step: 1, 'aria-label': 'graph of a round', input: () => { view.show(+slider.value); tell(+slider.value); }});
-  place.append(h('div', {class: 'controls'}, steps.length > 1 ? h('label', null, 'Round', slider) : null, said));
+  if (steps.length > 1) place.append(h('div', {class: 'controls'}, h('label', null, 'Round', slider)));
+  place.append(said);
   if (steps.length > 1 || g.all > 1) place.append(h('p', {class: 'note'}, `The graph changes: ${g.all} different ones in the rounds that are kept` + (g.all > steps.length ? `, ${steps.length} of them here.` : '.')));
   else place.append(h('p', {class: 'note'}, 'The same in all rounds that are kept.'));
   place.append(view.fig);
@@ -752,7 +753,7 @@ function drawCross(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #f6e0aad0
+# %% ../nbs/16_report.ipynb #2cf5ec11
 _js_table = r"""
 function drawTable(place, run) {
   const t = run.table, n = t.ids.length, parts = Object.keys(t.parts), rivals = parts.filter(p => p != 'own');
@@ -799,7 +800,7 @@ function drawTable(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #5d71b28c
+# %% ../nbs/16_report.ipynb #6a6523b4
 _js_said = r"""
 function drawSaid(place, run) {
   const ids = Object.keys(run.said).map(Number), box = h('div');
@@ -818,7 +819,7 @@ function drawSaid(place, run) {
 }
 """
 
-# %% ../nbs/16_report.ipynb #7c229f7f
+# %% ../nbs/16_report.ipynb #2668b45e
 _js_start = r"""
 data.runs.forEach((run, n) => Object.assign(run, {n, pick: null, pickers: [], linked: new Set([...Object.keys(run.said).map(Number), ...run.charts.flatMap(c => c.ids || [])])}));
 const draw = {charts: drawCharts, graph: drawGraph, table: drawTable, said: drawSaid, cross: drawCross};
@@ -842,7 +843,7 @@ let width = 0;
 new ResizeObserver(() => { if (Math.abs(document.body.clientWidth - width) > 2) { width = document.body.clientWidth; redraw(); } }).observe(document.body);
 """
 
-# %% ../nbs/16_report.ipynb #8cbb5303
+# %% ../nbs/16_report.ipynb #ce50718a
 def _page(title, body, data):
     "The whole file."
     script = _js_tools + _js_chart + _js_graph + _js_table + _js_said + _js_start
@@ -877,7 +878,7 @@ def _labels(runs):
         for r in runs:
             if names.count(r['name']) > 1: r['name'] = '/'.join(r['path'].resolve().parts[-depth:])
 
-# %% ../nbs/16_report.ipynb #9711f754
+# %% ../nbs/16_report.ipynb #9f161b50
 def write_report(runs,      # a run's folder or that of a comparison, or a list of such
                  to=None,   # the file; None: report.html in the folder, or of several in the current one
                  answers=5, # test questions of each client that are on the page, its first ones; fewer where the page would become too large
