@@ -53,6 +53,7 @@ def explained(src, page):
     names = next(ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '') == '__all__')
     assert re.findall(r'^## .*\{ #(\w+) \}$', page, re.M) == names
     for node in tree.body:
+        if isinstance(node, ast.Assign) and (name := getattr(node.targets[0], 'id', '')) in names and (c := said.get(node.lineno)) and plain(c) not in plain(section(page, name)): missing.append((name, c))
         if getattr(node, 'name', None) not in names: continue
         part = plain(section(page, node.name))
         if (doc := ast.get_docstring(node)) and plain(doc.split('\n')[0]) not in part: missing.append((node.name, doc))
@@ -75,9 +76,10 @@ def test_every_export_is_explained(module):
     for s in names: assert re.search(rf'^{s}\b', section(page, s).split('```python\n')[1]), f'{s} has no signature'
 
 def test_what_is_not_explained_is_found():
-    src = '__all__ = ["f"]\ndef f(a, # first\n      b=1, # second\n     ):\n    "What f does."\n'
-    page = '## f { #f }\n\n```python\nf(a, b=1)\n```\n\nWhat f does.\n\n| `a` | | | first |\n| `b` | | `1` | second |\n'
+    src = '__all__ = ["v", "f"]\nv = {} # a value\ndef f(a, # first\n      b=1, # second\n     ):\n    "What f does."\n'
+    page = '## v { #v }\n\na value\n\n## f { #f }\n\n```python\nf(a, b=1)\n```\n\nWhat f does.\n\n| `a` | | | first |\n| `b` | | `1` | second |\n'
     assert explained(src, page) == []
+    assert explained(src, page.replace('a value', '')) == [('v','a value')]
     assert explained(src, page.replace('second', '')) == [('f','f','b','second')]
     assert explained(src, page.replace('| `a` | | | first |\n', '')) == [('f','f','a'), ('f','f','a','first')]
     assert explained(src, page.replace('What f does', '')) == [('f','What f does.')]

@@ -153,8 +153,9 @@ def params(o):
     if hasattr(o, '_fields'): return {f: dict(docment=None, anno=o.__annotations__.get(f, inspect.Parameter.empty), default=o._field_defaults.get(f, inspect.Parameter.empty)) for f in o._fields}
     if isinstance(o, type) and issubclass(o, Exception) and '__init__' not in vars(o): return {}
     if isinstance(o, type) and o.__init__ is object.__init__: return {}
+    made = {f.name: dict(default=f.default_factory()) for f in dataclasses.fields(o) if f.default_factory is not dataclasses.MISSING} if dataclasses.is_dataclass(o) else {}
     star = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    return {star.get(d.get('kind'), '') + k: d for k,d in docments(o, full=True).items() if k not in ('self','cls')}
+    return {star.get(d.get('kind'), '') + k: d | made.get(k, {}) for k,d in docments(o, full=True).items() if k not in ('self','cls')}
 
 def signature(name, ps):
     "`name(a, b=1)`, broken between parameters where it is long; types stand in the table."
@@ -180,6 +181,12 @@ def methods(o):
         f = getattr(v, '__func__', None) or getattr(v, 'fget', None) or getattr(v, 'func', None) or v
         if not k.startswith('_') and inspect.isfunction(f) and not hasattr(o, '_fields'): yield k, f, not isinstance(v, (property, functools.cached_property))
 
+def beside(name, page):
+    "The comment beside an assignment, which explains a value or a namedtuple's fields."
+    src = Path(import_module(f'fedai.{Posix(page).stem}').__file__).read_text(encoding='utf-8')
+    said = re.search(rf'^{name}\b[^\n]*?=[^\n]*?\s# (.*)$', src, re.M)
+    return markdown(said[1], 'README.md', page) if said else ''
+
 def entry(name,      # what it is called
           o,         # a function, a class, or a value
           page,      # the API page it stands on
@@ -189,14 +196,12 @@ def entry(name,      # what it is called
     "Signature, sentence and table of one export, and of its methods."
     head = '#'*level + f' {name.split(".")[-1]} {{ #{name} }}'
     if not callable(o):
-        src = Path(sys.modules[f'fedai.{Posix(page).stem}'].__file__).read_text(encoding='utf-8')
-        said = re.search(rf'^{name}\b[^\n]*?=[^\n]*?\s# (.*)$', src, re.M)
         shown = '{' + ', '.join(f'{k!r}: ...' for k in o) + '}' if isinstance(o, dict) else value(o)
-        return '\n\n'.join(filter(None, [head, fence(f'{name}: {type(o).__name__} = {shown}', 'python'), said and markdown(said[1], 'README.md', page)]))
+        return '\n\n'.join(filter(None, [head, fence(f'{name}: {type(o).__name__} = {shown}', 'python'), beside(name, page)]))
     ps = params(o) if call else {}
     parts = [head, fence(signature(name, ps) if call else name, 'python')]
-    doc = '' if hasattr(o, '_fields') and (o.__doc__ or '').startswith(name + '(') else inspect.getdoc(o)
-    parts += [markdown(doc or '', 'README.md', page), table(ps, page)]
+    bare = hasattr(o, '_fields') and o.__doc__.startswith(name + '(')   # a namedtuple whose docstring nobody wrote
+    parts += [beside(name, page)] if bare else [markdown(inspect.getdoc(o) or '', 'README.md', page), table(ps, page)]
     if isinstance(o, type):
         bases = [f'[`{b.__name__}`]({os.path.relpath(symbols()[b.__name__], Posix(page).parent)})' if b.__name__ in symbols() else f'`{b.__name__}`' for b in o.__bases__ if b not in (object, tuple)]
         if bases: parts.insert(2, 'A subclass of ' + ', '.join(bases) + '.')
