@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test sync check slow clean
+.PHONY: setup demo test sync check slow docs clean
 
 setup: $(STAMP)
 
@@ -37,5 +37,13 @@ sync: setup
 check: setup
 	$(BIN)/python tools/sync.py --check
 
+# The documentation site, in _docs: open _docs/index.html, with no server and no network.
+docs: $(VENV)/.docs
+	$(BIN)/python tools/docs.py
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis _proc _docs

@@ -47,7 +47,7 @@ def test_versions_are_pinned_for_every_requirement():
     cfg.read(ROOT/'settings.ini')
     norm = lambda s: re.sub(r'[-_.]+', '-', s).lower()
     pins = {norm(o.split('==')[0]) for o in (ROOT/'constraints.txt').read_text().splitlines() if '==' in o}
-    wanted = ' '.join(cfg['DEFAULT'][k] for k in ('requirements','dev_requirements','demo_requirements'))
+    wanted = ' '.join(cfg['DEFAULT'][k] for k in ('requirements','dev_requirements','demo_requirements','docs_requirements'))
     for r in wanted.split(): assert norm(re.split(r'[<>=!~]', r)[0]) in pins, r
 
 def test_everything_exported_comes_from_fedai_lazily():

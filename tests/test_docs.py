@@ -1,0 +1,169 @@
+"The documentation: its links lead somewhere, every export is explained, what it says to type works, and it needs no network."
+import ast, importlib.util, io, json, os, re, shlex, subprocess, sys, tokenize
+import numpy as np, pytest, yaml
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import unquote
+from conftest import client_data
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location('fedai_docs', ROOT/'tools'/'docs.py')
+docs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(docs)
+
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+TEXTS = [*NOTEBOOKS, *sorted(ROOT.glob('*.md')), *sorted((ROOT/'benchmarks').glob('*.md'))]
+MODULES = sorted(p.stem for p in (ROOT/'fedai').glob('*.py') if not p.stem.startswith('_'))
+
+def prose(p):
+    "Markdown without fenced code."
+    text = p.read_text(encoding='utf-8')
+    if p.suffix == '.ipynb': text = '\n\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+    return re.sub(r'^```.*?^```', '', text, flags=re.M|re.S)
+
+def broken(text, folder, root=ROOT):
+    "Links and images that lead to no file, and files named in `code` that aren't there."
+    links = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'`[^`\n]*`', '', text)) + re.findall(r'<img[^>]+src="([^"]+)"', text)
+    res = [o for o in links if not re.match(r'\w+:|#', o) and not (folder/unquote(o.split('#')[0])).exists()]
+    named = re.findall(r'`((?:nbs|fedai|tests|tools|configs|benchmarks|\.github)/[\w./-]+\.\w+|\d\d[a-z]?_\w+(?:\.ipynb)?)`', text)
+    return res + [o for o in named if not any((root/k).exists() for k in (o, f'nbs/{o}', f'nbs/{o}.ipynb'))]
+
+def test_what_is_broken_is_found(tmp_path):
+    (tmp_path/'there.md').touch()
+    text = '[a](there.md#x) [b](gone.md) ![c](gone.png) [d](https://x.org) [e](#here) `nbs/99_gone.ipynb` `99_none` `nbs/02_graphs.ipynb` `02_graphs` `f](x)`'
+    assert broken(text, tmp_path) == ['gone.md','gone.png','nbs/99_gone.ipynb','99_none']
+
+@pytest.mark.parametrize('p', TEXTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(p): assert broken(prose(p), p.parent) == []
+
+# ---- API pages
+
+def section(page, name): return page.split(f'{{ #{name} }}\n', 1)[1].split('\n## ', 1)[0]
+
+def comments(src):
+    "Line number -> comment."
+    return {t.start[0]: t.string[1:].strip() for t in tokenize.generate_tokens(io.StringIO(src).readline) if t.type == tokenize.COMMENT}
+
+def plain(s): return re.sub(r'\s+', ' ', re.sub(r'\[(`[^`]+`)\]\([^)]+\)', r'\1', s).replace('\\|', '|').replace('&lt;', '<')).strip()
+
+def explained(src, page):
+    "What the source says of its exported functions and classes, that the page doesn't: read from the source's text, not from the running code."
+    tree,said,missing = ast.parse(src),comments(src),[]
+    names = next(ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '') == '__all__')
+    assert re.findall(r'^## .*\{ #(\w+) \}$', page, re.M) == names
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and (name := getattr(node.targets[0], 'id', '')) in names and (c := said.get(node.lineno)) and plain(c) not in plain(section(page, name)): missing.append((name, c))
+        if getattr(node, 'name', None) not in names: continue
+        part = plain(section(page, node.name))
+        if (doc := ast.get_docstring(node)) and plain(doc.split('\n')[0]) not in part: missing.append((node.name, doc))
+        for f in [node] if isinstance(node, ast.FunctionDef) else [o for o in node.body if isinstance(o, ast.FunctionDef) and (o.name == '__init__' or o.name[0] != '_')]:
+            where = plain(section(page, node.name if f in (node,) or f.name == '__init__' else f'{node.name}.{f.name}')).split('### ')[0]
+            if any(getattr(d, 'attr', '') == 'setter' for d in f.decorator_list): continue
+            end = f.body[0].lineno
+            args = [a for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs) if a.arg not in ('self','cls')]
+            for a in args:
+                if f'`{a.arg}`' not in where: missing.append((node.name, f.name, a.arg))
+                alone = sum(b.lineno == a.lineno for b in args) == 1
+                if alone and a.lineno < end and (c := said.get(a.lineno)) and plain(c) not in where: missing.append((node.name, f.name, a.arg, c))
+    return missing
+
+@pytest.mark.parametrize('module', MODULES)
+def test_every_export_is_explained(module):
+    src,page = (ROOT/'fedai'/f'{module}.py').read_text(encoding='utf-8'),docs.api_page(module)
+    assert explained(src, page) == []
+    names = import_module(f'fedai.{module}').__all__
+    for s in names: assert re.search(rf'^{s}\b', section(page, s).split('```python\n')[1]), f'{s} has no signature'
+
+def test_what_is_not_explained_is_found():
+    src = '__all__ = ["v", "f"]\nv = {} # a value\ndef f(a, # first\n      b=1, # second\n     ):\n    "What f does."\n'
+    page = '## v { #v }\n\na value\n\n## f { #f }\n\n```python\nf(a, b=1)\n```\n\nWhat f does.\n\n| `a` | | | first |\n| `b` | | `1` | second |\n'
+    assert explained(src, page) == []
+    assert explained(src, page.replace('a value', '')) == [('v','a value')]
+    assert explained(src, page.replace('second', '')) == [('f','f','b','second')]
+    assert explained(src, page.replace('| `a` | | | first |\n', '')) == [('f','f','a'), ('f','f','a','first')]
+    assert explained(src, page.replace('What f does', '')) == [('f','What f does.')]
+
+def test_a_page_for_every_notebook_and_module_in_order():
+    assert list(docs.modules().values()) == [p for p in NOTEBOOKS if '#| default_exp' in p.read_text()] and sorted(docs.modules()) == MODULES
+    order = list(docs.pages())
+    assert {f'nbs/{p.name}' for p in NOTEBOOKS} <= set(order)
+    lib = [o for o in order if docs.pages()[o].startswith('library/')]
+    assert lib == sorted(lib) and len(lib) == len(MODULES)
+
+def test_links_between_pages():
+    assert docs.link('nbs/02_graphs.ipynb', 'api/graphs.md') == '../library/graphs.md'
+    assert docs.link('nbs/images/demo.png', 'index.md') == 'images/demo.png'
+    assert docs.link('configs/demo.yaml', 'index.md').endswith('/blob/main/configs/demo.yaml')
+    said = docs.markdown('See `laplacian(A)`, `model`, [x](images/demo.png) and `02_graphs`:\n- a <- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```', 'nbs/12_servers.ipynb', 'library/servers.md')
+    assert said == ('See [`laplacian(A)`](../api/graphs.md#laplacian), `model`, [x](../images/demo.png) and [`02_graphs`](graphs.md):\n\n- a &lt;- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```')
+
+# ---- what the files say
+
+def block(kind, start):
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    return next(o for o in re.findall(rf'^```{kind}\n(.*?)^```', text, re.M|re.S) if o.startswith(start))
+
+def test_the_algorithm_in_contributing_is_what_it_says(make_cfg, tmp_path):
+    from fedai import get_server
+    (tmp_path/'relay.py').write_text(block('python', 'import numpy'), encoding='utf-8')
+    server = get_server(make_cfg(name='relay', imports=[str(tmp_path/'relay.py')], algorithm_args={'share': .25}), client_data(4), callbacks=[])
+    M = server.mixing_matrix([0,2,3], 0)
+    np.testing.assert_allclose(M, [[.75,.25,0],[0,.75,.25],[.25,0,.75]])
+    assert len(server.fit()) == 2
+
+def test_the_command_in_contributing_runs(tmp_path, monkeypatch, capsys):
+    from fedai.cli import main
+    pytest.importorskip('reasoning_gym')
+    monkeypatch.chdir(tmp_path)
+    Path('relay.py').write_text(block('python', 'import numpy'), encoding='utf-8')
+    program,*args = shlex.split(block('sh', '.venv/bin/fedai').replace('\\\n', ' '))
+    assert main([*args, '--device', 'cpu']) == 0 and 'gcd-0' in capsys.readouterr().out
+    assert (tmp_path/'runs'/'relay'/'2'/'local_output_3'/'adapter_model.safetensors').exists()
+
+def test_project_files_agree_with_the_settings():
+    cfg = docs.settings()
+    cite = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    assert cite['cff-version'] == '1.2.0' and cite['version'] == cfg['version'] and cite['repository-code'] == cfg['git_url']
+    assert f'## {cfg["version"]}' in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
+    ci = yaml.safe_load((ROOT/'.github'/'workflows'/'ci.yml').read_text(encoding='utf-8'))['jobs']['test']
+    assert cfg['min_python'] in ci['strategy']['matrix']['python'] and {'make test'} <= {o.get('run') for o in ci['steps']}
+    rules = set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
+    for p in TEXTS: assert set(re.findall(r'`make (\w+)`', prose(p))) <= rules, p.name
+
+# ---- the site
+
+class Page(HTMLParser):
+    def __init__(self, p):
+        super().__init__()
+        self.ids,self.links,self.loads = set(),[],[]
+        self.feed(p.read_text(encoding='utf-8'))
+    def handle_starttag(self, tag, attrs):
+        d = dict(attrs)
+        self.ids.add(d.get('id'))
+        if tag == 'a' and d.get('href'): self.links.append(d['href'])
+        elif tag in ('img','script','iframe') and d.get('src'): self.loads.append(d['src'])
+        elif tag == 'link' and d.get('rel') not in ('canonical','prev','next'): self.loads.append(d['href'])
+
+@pytest.mark.slow
+def test_the_site_is_whole_and_fetches_nothing(tmp_path):
+    pytest.importorskip('mkdocs', reason="needs pip install '.[docs]'")
+    pytest.importorskip('material', reason="needs pip install '.[docs]'")
+    r = subprocess.run([sys.executable, ROOT/'tools'/'docs.py', '--out', tmp_path], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])})
+    assert r.returncode == 0, r.stdout + r.stderr
+    site = tmp_path/'_docs'
+    html = {p: Page(p) for p in site.rglob('*.html') if p.name != '404.html'}
+    assert {p.relative_to(site).with_suffix('.md').as_posix() for p in html} == {*docs.pages().values(), 'api/index.md'}
+    for p,page in html.items():
+        for o in page.loads:
+            assert not re.match(r'\w+:|//', o), f'{p.name} fetches {o}'
+            assert (p.parent/o).exists(), f'{p.name}: {o}'
+        for o in page.links:
+            if re.match(r'\w+:', o): continue
+            to,_,anchor = unquote(o).partition('#')
+            target = (p.parent/to).resolve() if to else p
+            if target.is_dir(): target /= 'index.html'
+            assert target.exists() and (not anchor or anchor in html[target].ids), f'{p.name}: {o}'
+    for p in site.rglob('*.css'): assert not re.search(r'(url\(|@import )["\']?(https?:)?//', p.read_text(encoding='utf-8')), p
+    texts = (site/'library'/'secure.html').read_text(encoding='utf-8')
+    assert texts.count('<math') == 2 and '$$' not in texts
