@@ -213,7 +213,7 @@ def _fingerprint(data):
 def _run(cfg, data, model, scores, kwargs):
     "Train and test: client -> metrics."
     try:
-        s = get_server(cfg, data, model and model(cfg), callbacks=[], **kwargs)
+        s = get_server(cfg, data, model and model(cfg), **{'callbacks': [], **kwargs})
         s.fit()
         clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.test_own(s.client_list, False)}
     except NonFiniteLoss as e:
@@ -249,7 +249,7 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
             data=get_client_data, # called with a cell's config: {'train': ..., 'test': ...} a client
             model=None,         # called with a cell's config: a fresh model; None: the one that the config names
             out=None,           # file for a line a cell; standard output when not given
-            **kwargs,           # for every server: criterion, tokenizer, ...
+            **kwargs,           # for every server: criterion, tokenizer, callbacks, ...
            )->Comparison:       # saved in `cfg.output_dir` as compare.csv, .json, .md and .png
     "Run several algorithms on the same data, start and budget, and compare them client by client."
     import_user_code(cfg.imports)

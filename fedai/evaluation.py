@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from tqdm.auto import tqdm
-from .config import ConfigError
+from .config import ConfigError, RunError
 from .data import commonest_answer
 from .metrics import gains, lower_is_better, summarise
 from .store import mean_rows
@@ -86,7 +86,7 @@ def test_clients(server,          # a server whose run may be at any round
         exs = c.test_data.examples
         said += [dict(client=c.id, task=e.get('task'), instruction=e['instruction'], input=e.get('input') or '', output=e['output'], **{k: e[k] for k in ('references','choices') if e.get(k)}, **o) for e,o in zip(exs, a)]
         if baselines: parts.setdefault('commonest', {})[str(c.id)] = dict(task=m.get('task', ''), **server.task.scores(exs, [commonest_answer(server.lst_data_dict[c.id]['train'])]*len(exs)))
-    if not own: raise RuntimeError('no client could be tested: ' + '; '.join(f'client {i}: {w}' for i,w in list(untested.items())[:10]))
+    if not own: raise RunError('no client could be tested: ' + '; '.join(f'client {i}: {w}' for i,w in list(untested.items())[:10]))
     if server.holdout:
         for i,l in zip(own, _on(server, server.holdout, 'holdout', (server.test_row(server.client_list[int(i)]) for i in own))): own[i]['holdout_loss'] = l
     def part(name, row):
@@ -191,7 +191,7 @@ def cross_evaluation(server,
     X = np.empty((len(ids),)*2)
     pairs = ((server.client_list[j], row) for i in ids for row in [server.test_row(server.client_list[i])] for j in ids)
     for n,(_,m,why) in enumerate(_bar(server.engine.test(pairs, scores=metric != 'loss'), X.size, 'cross-evaluation')):
-        if m is None: raise RuntimeError(f'a client could not be tested: {why}')
+        if m is None: raise RunError(f'a client could not be tested: {why}')
         if not isinstance(m.get(metric), float): raise ConfigError('metric', 'one of ' + ', '.join(k for k,v in m.items() if isinstance(v, float)), metric)
         X.flat[n] = m[metric]
     names,tasks = getattr(server.lst_data_dict, 'names', None),server.tasks

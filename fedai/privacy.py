@@ -10,12 +10,12 @@ import json, math, secrets, warnings
 from pathlib import Path
 
 import numpy as np, torch
-from .config import ConfigError
+from .config import ConfigError, UserError
 from .store import Layout
 from .utils import write_json
 
 # %% ../nbs/14a_privacy.ipynb #73dd431b
-class BudgetSpent(ValueError):
+class BudgetSpent(UserError):
     "One more update would cost more than the budget."
 
 class Privacy:

@@ -13,10 +13,10 @@ from functools import cached_property
 
 import torch
 from xxhash import xxh3_128
-from .config import ConfigError
+from .config import ConfigError, UserError
 
 # %% ../nbs/03a_prompts.ipynb #f7953036
-class DataError(ValueError):
+class DataError(UserError):
     "An example that can't be used: says where it is and what is wrong."
 
 def _short(v): return r if len(r := repr(v)) <= 100 else r[:97] + '...'

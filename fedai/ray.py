@@ -11,7 +11,7 @@ from collections import Counter
 from functools import cached_property
 
 import torch
-from .config import ConfigError, near
+from .config import ConfigError, RunError, near
 from .engines import Failure, Reply, get_engine
 from .remote import Recipe, as_row, for_all, for_group
 
@@ -48,10 +48,11 @@ def _connect(ray, address):
         try: ray.init(address=address, **quiet)
         except (ConnectionError,ValueError,RuntimeError) as e: raise ConfigError('engine_args: address', 'a Ray cluster that can be reached', f'{address} ({e})') from e
         return
-    ray.init(address='local', include_dashboard=False, _node_ip_address='127.0.0.1', **quiet)
+    try: ray.init(address='local', include_dashboard=False, _node_ip_address='127.0.0.1', **quiet)
+    except (OSError,ValueError,RuntimeError) as e: raise RunError(f"Ray couldn't start: {e}") from e
     if (ip := ray.util.get_node_ip_address()) != '127.0.0.1':
         ray.shutdown()
-        raise RuntimeError(f"Ray was imported before fedai and would listen on {ip}: import it after the server is made, or call `ray.init` yourself")
+        raise RunError(f"Ray was imported before fedai and would listen on {ip}: import it after the server is made, or call `ray.init` yourself")
 
 class _Worker:
     "Lives in an actor: a double of the server."
@@ -133,7 +134,7 @@ class RayEngine:
                         self._start()
                         if job is None:
                             failed += 1
-                            if failed > self.args['retries']: raise RuntimeError(f'a Ray worker can\'t start: {e}') from e
+                            if failed > self.args['retries']: raise RunError(f'a Ray worker can\'t start: {e}') from e
                         else:
                             tries[id(job)] += 1
                             if tries[id(job)] > self.args['retries']: out.append((job, None, f'its worker died {tries[id(job)]} times'))

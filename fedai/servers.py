@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from .clients import BaseClient, Client_mira
-from .config import ConfigError, FedConfig, dump_config, load_config, near
+from .config import ConfigError, FedConfig, RunError, dump_config, load_config, near
 from .engines import Failure, get_engine
 from .evaluation import cross_evaluation, read_scores, test_clients, test_newcomers
 from .lm import Prefix, decoder_layers, mean_states
@@ -51,7 +51,7 @@ def _called(field, kind, f, args):
 # %% ../nbs/12_servers.ipynb #97ed185e
 algorithm_classes = {}   # name -> server class
 
-class RoundFailed(RuntimeError):
+class RoundFailed(RunError):
     "Too few clients replied: names them, and why."
 
 class BaseServer:

@@ -15,10 +15,11 @@ import numpy as np, torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save as to_safetensors
 from xxhash import xxh3_64
+from .config import RunError
 from .utils import write_text
 
 # %% ../nbs/06_store.ipynb #0b36f44f
-class StoreError(RuntimeError):
+class StoreError(RunError):
     "A file of a run that is missing, damaged or of another shape: names the file and what is wrong."
 
 _dtypes = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)

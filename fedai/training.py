@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np, torch
 from xxhash import xxh3_64
-from .config import ConfigError, FedConfig
+from .config import ConfigError, FedConfig, RunError
 from .prompts import DataError, Encoded, Prompter, by_length, encode_all
 from .lm import AnswerLoss, answer_losses, at_rest, base_of, checkpointed, count_saved, greedy, offload_saved
 from .metrics import task_scores, text_scores
@@ -324,7 +324,7 @@ def batch_indices(n:int,          # examples
     return np.concatenate([gen.permutation(n) for _ in range(-(-need//n))])[:need].reshape(steps, batch_size)
 
 # %% ../nbs/08_training.ipynb #f46bf880
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     "A loss or gradient that is NaN or infinite: names client, round and step."
 
 Job = namedtuple('Job', 'id items cfg penalty only', defaults=[None,None]) # client; its training items; its settings; a function of its named tensors that is added to each step's loss; names of the tensors that are trained; `None`: no term, all tensors
