@@ -41,9 +41,10 @@ def run(cfg:FedConfig, # the run's settings
     from fedai.algorithms import get_server
     from fedai.data import get_client_data
     from fedai.evaluation import gain_table, newcomer_table, samples, score_table
-    from fedai.tracking import Curves, Progress
+    from fedai.tracking import Curves, Progress, Trackers
+    trackers = [Trackers(cfg.track)] if cfg.track else []   # one that isn't installed is found before anything is loaded
     data = get_client_data(cfg)
-    server = get_server(cfg, data, callbacks=[Progress(), Curves()])
+    server = get_server(cfg, data, callbacks=[Progress(), Curves(), *trackers])
     print(data.describe())
     print(server)
     server.fit()
@@ -178,7 +179,7 @@ def run_flower(args,     # of the command line
     run_site(data[0], args.superlink, args.key, args.ca, cfg, vars(args).get('model'), privacy or None, args.keep, args.only_sums)
     return 0
 
-# %% ../nbs/17_cli.ipynb #c28a4375
+# %% ../nbs/17_cli.ipynb #863f4d0b
 def run_export(args)->int: # of the command line; returns the exit code
     "A client's adapter or model, or all adapters, in a folder: what `fedai export` does."
     from fedai.ship import export_adapter, export_all
@@ -203,7 +204,7 @@ def run_chat(args)->int: # of the command line; returns the exit code
     Chat(args.run, args.client, args.tokens, device=args.device).loop()
     return 0
 
-# %% ../nbs/17_cli.ipynb #d01ed16d
+# %% ../nbs/17_cli.ipynb #25cf0247
 def _add_ship(sub):
     "The commands that take a run's adapters elsewhere."
     p = sub.add_parser('export', help="a client's adapter or model as a folder, or all adapters, ready to serve", allow_abbrev=False, description="Write a client's adapter as PEFT has it, with a model card; or the base model with the adapter merged into it; or all adapters with the command that serves them with vLLM. Nothing is overwritten.",

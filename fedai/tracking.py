@@ -103,7 +103,7 @@ class Curves(Callback):
         fig.savefig(Path(server.store.root)/'curves.png', dpi=110)
         plt.close(fig)
 
-# %% ../nbs/11_tracking.ipynb #3050d86f
+# %% ../nbs/11_tracking.ipynb #f549e257
 _pip = dict(tensorboard="'fedai[track]'", comet_ml='comet-ml')   # tracker -> its package, where it has another name; TensorBoard comes as an extra
 
 def _peak_mb(device):
@@ -117,7 +117,7 @@ def _rows_mb(store):
     files = [(store.path(i, r)/store.weights).stat() for r,sums in store.checksums.items() for i in sums]
     return sum({(o.st_dev, o.st_ino): o.st_size for o in files}.values())/2**20
 
-# %% ../nbs/11_tracking.ipynb #af0be019
+# %% ../nbs/11_tracking.ipynb #c53fe214
 class Trackers(Callback):
     "Sends each round to TensorBoard, W&B, MLflow and their like; raises `ConfigError` for one that isn't known or isn't installed."
     def __init__(self,
@@ -128,7 +128,7 @@ class Trackers(Callback):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, filter_trackers
         for o in track:
             if isinstance(o, GeneralTracker): continue
-            if o not in LOGGER_TYPE_TO_CLASS: raise ConfigError('track', 'names among ' + ', '.join(sorted(LOGGER_TYPE_TO_CLASS)) + near(o, LOGGER_TYPE_TO_CLASS), o)
+            if not isinstance(o, str) or o not in LOGGER_TYPE_TO_CLASS: raise ConfigError('track', 'names among ' + ', '.join(sorted(LOGGER_TYPE_TO_CLASS)) + near(o, LOGGER_TYPE_TO_CLASS), o)
             if not filter_trackers([o], '.'): raise ConfigError('track', f'trackers that are installed (pip install {_pip.get(o, o)})', o)
         self.given,self.project,self.most,self.live = list(dict.fromkeys(track)),project,most,[]
 
