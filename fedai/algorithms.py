@@ -246,6 +246,7 @@ class Server_ifca(_Clustered, name='ifca', paper='Ghosh et al., 2020, arXiv:2006
     "A fixed number of models; each client trains, and is tested with, the one whose training loss is lowest."
     settings = {'clusters': (2, 'number of models')}
     needs_data = True
+    _chosen = None,{}   # the round, and the model that each client takes in it
 
     def check(self):
         super().check()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['run', 'run_config', 'run_test', 'run_compare', 'run_show_data', 'run_plan', 'check', 'run_report', 'show_algorithms',
-           'run_graph', 'config_text', 'run_init', 'completion', 'run_flower', 'get_parser', 'main']
+           'run_graph', 'config_text', 'run_init', 'completion', 'run_flower', 'run_export', 'run_chat', 'get_parser',
+           'main']
 
 # %% ../nbs/17_cli.ipynb #775dcb5e
 import argparse, contextlib, json, math, os, re, shlex, signal, sys, textwrap, time, traceback, warnings
@@ -95,9 +96,10 @@ def run(cfg:FedConfig, # the run's settings
     with _stoppable(lambda: _kept(cfg.output_dir, cfg.rounds)) as stop:
         from fedai.algorithms import get_server
         from fedai.data import get_client_data
-        from fedai.tracking import Curves, Progress
+        from fedai.tracking import Curves, Progress, Trackers
+        trackers = [Trackers(cfg.track)] if cfg.track else []   # one that isn't installed is found before anything is loaded
         data,progress = get_client_data(cfg),Progress()
-        server = get_server(cfg, data, callbacks=[progress, Curves(), stop])
+        server = get_server(cfg, data, callbacks=[progress, Curves(), *trackers, stop])
         print(data.describe())
         print(server)
         try: server.fit()
@@ -503,6 +505,49 @@ def _add_more(sub):
     p = sub.add_parser('completion', help='print what makes a shell complete commands and options', description='Print a script that makes a shell complete commands, options and values.', epilog='example: eval "$(fedai completion bash)"   # in ~/.bashrc')
     p.add_argument('shell', choices=('bash','zsh','fish'))
 
+# %% ../nbs/17_cli.ipynb #863f4d0b
+def run_export(args)->int: # of the command line; returns the exit code
+    "A client's adapter or model, or all adapters, in a folder: what `fedai export` does."
+    from fedai.ship import export_adapter, export_all
+    if args.all == (args.client is not None): raise ConfigError('client', 'a number or name, or --all, one of the two', args.client)
+    if not args.all:
+        to = export_adapter(args.run, args.client, args.to, args.merge, args.push, args.public)
+        print(f'wrote {to}: README.md says how to load it' + (f', and sent it to https://huggingface.co/{args.push}' if args.push else ''))
+        return 0
+    for k in ('merge','push','public'):
+        if getattr(args, k): raise ConfigError(k, 'nothing beside --all', getattr(args, k))
+    to = export_all(args.run, args.to)
+    print(f'wrote {to}: an adapter a client, adapters.json with the list of them, and serve.sh:\n')
+    print((to/'serve.sh').read_text(encoding='utf-8').rstrip())
+    return 0
+
+def run_chat(args)->int: # of the command line; returns the exit code
+    "Talk to the clients of a run: what `fedai chat` does."
+    import contextlib
+    from fedai.ship import Chat
+    with contextlib.suppress(ImportError): import readline   # lines that can be edited
+    print('loading the model ...', flush=True)
+    Chat(args.run, args.client, args.tokens, device=args.device).loop()
+    return 0
+
+# %% ../nbs/17_cli.ipynb #25cf0247
+def _add_ship(sub):
+    "The commands that take a run's adapters elsewhere."
+    p = sub.add_parser('export', help="a client's adapter or model as a folder, or all adapters, ready to serve", allow_abbrev=False, description="Write a client's adapter as PEFT has it, with a model card; or the base model with the adapter merged into it; or all adapters with the command that serves them with vLLM. Nothing is overwritten.",
+                       epilog='example: fedai export runs/demo --client 3 --to out/client3; fedai export runs/demo --all --to out/all')
+    p.add_argument('run', help="a run's folder")
+    p.add_argument('--client', metavar='N|NAME', help="a client's number or name")
+    p.add_argument('--all', action='store_true', help='every client')
+    p.add_argument('--to', metavar='DIR', required=True, help="a folder that isn't there yet")
+    p.add_argument('--merge', action='store_true', help='a whole model, with the adapter in it')
+    p.add_argument('--push', metavar='USER/NAME', default='', help='also send it to a new, private repository on the Hugging Face Hub')
+    p.add_argument('--public', action='store_true', help='a repository that everybody sees')
+    p = sub.add_parser('chat', help="talk to a client's model", allow_abbrev=False, description="Talk to a client's model in the terminal, in the run's own prompt. /client 3 takes another, /base the model as it was before.", epilog='example: fedai chat runs/demo --client 3')
+    p.add_argument('run', help="a run's folder")
+    p.add_argument('--client', metavar='N|NAME', help="a client's number or name [the base model]")
+    p.add_argument('--tokens', metavar='N', type=int, default=256, help='longest answer [256]')
+    p.add_argument('--device', metavar='NAME', help='where the model goes: cpu, cuda, ... [as in the run]')
+
 # %% ../nbs/17_cli.ipynb #748a40f3
 def _add_flower(sub):
     "The commands of a federation between organisations."
@@ -576,6 +621,7 @@ def get_parser()->argparse.ArgumentParser:
     p.add_argument('--to', metavar='FILE', help='the page [report.html in the folder, or of several here]')
     p.add_argument('--answers', metavar='N', default='5', help='test questions of each client that are on the page, its first ones [5]')
     p.add_argument('--open', action='store_true', help='show it in the browser')
+    _add_ship(sub)
     p = sub.add_parser('check', help='say whether the files of a run are whole', description='Compare every committed file of a run with its checksum, and name what is damaged; exit code 1 where something is.', epilog='example: fedai check runs/demo')
     p.add_argument('run', help="a run's folder")
     _json_option(p, 'what there is, and a list of what is damaged')
@@ -653,6 +699,8 @@ def _main(argv, began):
     c = args.command
     if c == 'init': run_init(args.file)
     if c == 'report': run_report(args.run, args.to, args.answers, args.open)
+    if c == 'export': return run_export(args)
+    if c == 'chat': return run_chat(args)
     if c == 'completion': print(completion(args.shell), end='')
     if c == 'graph': run_graph(args.where, args.to, args.json)
     if c == 'algorithms': return show_algorithms(args.json, [o for o in args.imports.split(',') if o])

@@ -100,7 +100,7 @@ def test_clients(server,          # a server whose run may be at any round
     for name,all in answers.items():
         for o,a in zip(said, all): o[name] = a
     if versus: parts['versus'] = _versus(versus, own, said)
-    card = {**summarise(own), **({'untested': untested} if untested else {}), **({'names': {str(i): n for i,n in enumerate(names)}} if names else {}), 'clients': own}
+    card = {**summarise(own), 'round': server.store.round, 'train': dict(zip(own, server.examples(map(int, own)))), **({'untested': untested} if untested else {}), **({'names': {str(i): n for i,n in enumerate(names)}} if names else {}), 'clients': own}
     for name in ('base','commonest','average','versus'):
         if name in parts: card[name] = {**summarise(parts[name]), 'clients': parts[name]}
     if parts: card['gains'] = {name: gains({i: own[i] for i in card[name]['clients']}, card[name]['clients']) for name in ('base','commonest','average','versus') if name in parts}
