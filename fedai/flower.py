@@ -351,7 +351,8 @@ def ask(grid,         # Flower's
         return bool(ids and ids[0])
     for job in jobs:
         if not send(*job): unsent.append(job)
-    while (waiting or unsent) and time.monotonic() < began + timeout:
+    while waiting or unsent:
+        over = time.monotonic() > began + timeout   # what came before is still taken, however long the server had other things to do
         came = list(grid.pull_messages(list(waiting))) if waiting else []
         for m in came:
             key = waiting.pop(m.metadata.reply_to_message_id, None)
@@ -362,6 +363,7 @@ def ask(grid,         # Flower's
         if unsent and time.monotonic() > began + patience:
             for key,*_ in unsent: yield key,None,'not connected'
             unsent = []
+        if over: break
         pause = .05 if came else min(1., pause*1.3)
         if waiting or unsent: time.sleep(pause)
     for key in waiting.values(): yield key,None,f'no reply within {timeout:g} s'
