@@ -128,6 +128,8 @@ def test_project_files_agree_with_the_settings():
     assert f'## {cfg["version"]}' in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
     ci = yaml.safe_load((ROOT/'.github'/'workflows'/'ci.yml').read_text(encoding='utf-8'))['jobs']['test']
     assert cfg['min_python'] in ci['strategy']['matrix']['python'] and {'make test'} <= {o.get('run') for o in ci['steps']}
+    quarto = yaml.safe_load((ROOT/'nbs'/'_quarto.yml').read_text(encoding='utf-8'))
+    assert all((ROOT/'nbs'/o['href']).exists() for o in quarto['website']['navbar']['left']) and quarto['metadata-files'] == ['nbdev.yml','sidebar.yml']
     rules = set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
     for p in TEXTS: assert set(re.findall(r'`make (\w+)`', prose(p))) <= rules, p.name
 

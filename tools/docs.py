@@ -24,8 +24,8 @@ def notebook_cells(p): return [(c['cell_type'], ''.join(c['source']).strip(), c.
 @functools.cache
 def modules():
     "Module name -> the notebook it is exported from, in the notebooks' order."
-    found = ((p, re.search(r'^#\| default_exp (\w+)', p.read_text(encoding='utf-8').replace('"#|', '\n#|'), re.M)) for p in sorted((ROOT/'nbs').glob('*.ipynb')))
-    return {m[1]: p for p,m in found if m}
+    cells = ((p, src) for p in sorted((ROOT/'nbs').glob('*.ipynb')) for _,src,_ in notebook_cells(p))
+    return {m[1]: p for p,src in cells if (m := re.match(r'#\|\s*default_exp (\w+)', src))}
 
 @functools.cache
 def pages():
