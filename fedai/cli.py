@@ -37,7 +37,8 @@ def _overrides(args):
     def value(k, text):
         "Text stays as it was typed, unless it says null, or a list where a list may stand."
         if kinds[k] == 'text': return text
-        v = yaml_value(text)
+        try: v = yaml_value(text)
+        except yaml.YAMLError as e: raise ConfigError(k, f"a YAML value ({' '.join(str(getattr(e, 'problem', e)).split())})", text) from e
         return v if 'text' not in kinds[k] or v is None or isinstance(v, list) and 'list' in kinds[k] or isinstance(v, int) and 'integer' in kinds[k] else text
     return {k: value(k, v) for k,v in given.items()}
 
@@ -306,7 +307,7 @@ def _graph_text(f, title):
     lines.append(('first step', f"ηλ {f['step']:.3g}: a client takes {f['pull_mean']:.1%} of itself from its neighbours on average, {f['pull_max']:.1%} at most" + ('' if f['stable'] else '; NOT STABLE')))
     return '\n'.join(f'{k:12}{v}' for k,v in lines)
 
-# %% ../nbs/17_cli.ipynb #8c2214c4
+# %% ../nbs/17_cli.ipynb #8db2bfe3
 _first = dict(output_dir='runs/mine', seed=0, name='mira', rounds=3, graph='tasks', coupling=.3, lr=2e-3, local_step=6, batch_size=4, model='smollm2', r=8, data='reasoning-gym',
               tasks={'products': dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1), 'gcd': dict(min_value=2, max_value=12)}, clients_per_task=2, train_size=24, test_size=12, max_new_tokens=8)
 
@@ -315,7 +316,10 @@ def config_text(name='fedai.yaml', # of the file, for the comment
     "A config to start from: every field with what it means; the common ones are set, the others are comments with their default."
     def flow(v): return yaml.safe_dump(v, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix('...\n').strip()
     out,group = [f'# Settings of a run: fedai run {shlex.quote(str(name))}\n# A line such as `#m: 1.0` is a setting with its default; take the # away to change it.'],None
-    for k,(g,kind,default,text) in field_help().items():
+    about = field_help()
+    groups = list(dict.fromkeys(o[0] for o in about.values()))
+    for k in sorted(about, key=lambda k: (groups.index(about[k][0]), k not in _first)):
+        g,kind,default,text = about[k]
         if g != group: out.append(f'\n# {"-"*8} {g} {"-"*(90 - len(g))}')
         group = g
         text += f"; one of {', '.join(_choices[k])}" if _choices[k] and not all(o in text for o in _choices[k]) else ''
@@ -695,7 +699,7 @@ def _main(argv, began):
         if args.command in ('run','plan','show-data','compare') or args.command == 'flower' and args.flower == 'client': cfg,section = _config(args)
         if args.command in ('resume','test'): over = _overrides(args)
     except OSError as e: raise ConfigError('config', 'a file that can be read', str(e)) from e
-    except yaml.YAMLError as e: raise UserError(f'an option is no YAML value: {e}') from e
+    except yaml.YAMLError as e: raise UserError('an option is no YAML value: ' + ' '.join(str(e).split())) from e
     c = args.command
     if c == 'init': run_init(args.file)
     if c == 'report': run_report(args.run, args.to, args.answers, args.open)

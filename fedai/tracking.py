@@ -26,7 +26,7 @@ class Callback:
     def after_round(self, server, record): pass
     def after_fit(self, server): pass
 
-# %% ../nbs/11_tracking.ipynb #57ef689e
+# %% ../nbs/11_tracking.ipynb #fcb8693d
 def _time(s):
     "Seconds in words."
     if s < 99.5: return f'{s:.0f} s'
@@ -71,7 +71,7 @@ class Progress(Callback):
     def show(self):
         "What is known now: in the bar, or now and then as a line."
         now = time.perf_counter()
-        facts = [f'{len(self.losses)*self.size:.0f}/{len(self.ids)} clients'] + ([f'loss {np.mean(self.losses):.3f}', f'{self.tokens/(now - self.started):,.0f} tokens/s'] if self.losses else []) + [o for o in [self.left] if o]
+        facts = [f'{len(self.losses)*self.size:.0f}/{len(self.ids)} clients'] + ([f'loss {np.mean(self.losses):.3f}', f'{self.rate:,.0f} tokens/s'] if self.losses else []) + [o for o in [self.left] if o]
         if not self.bar.disable:
             self.bar.n,self.bar.bar_format = min(self.total, self.done + self.part),f'round {self.round}/{self.rounds} {{bar}} ' + '  '.join(facts)
             if now - self.shown >= .1:
@@ -89,6 +89,7 @@ class Progress(Callback):
         self.losses.append(metrics.get('loss', float('nan')))
         self.tokens += metrics.get('tokens', 0)
         self.padded += metrics.get('padded', 0)
+        self.rate = self.tokens/(time.perf_counter() - self.started)
         self.part = max(0., self.part - self.size)   # of a group that trained together, what isn't saved yet
         self.done,self.work = self.done + self.size,self.work + self.size
         self.show()
@@ -108,7 +109,7 @@ class Progress(Callback):
         "Take the bar away, also where a run ended before its time."
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/11_tracking.ipynb #6833ca31
+# %% ../nbs/11_tracking.ipynb #c7ef3a35
 class Stopped(KeyboardInterrupt):
     "A run was asked to stop, and did."
 
@@ -129,7 +130,7 @@ class SafeStop(Callback):
         self.signal = number
         for s in self.before: signal.signal(s, signal.SIG_DFL)
         if not self.training: raise Stopped
-        os.write(2, b'\nstopping when the clients that are training are done and saved; Ctrl-C again ends at once\n')
+        os.write(2, b'\nstopping once what is being trained is saved; Ctrl-C again ends at once\n')
 
     def check(self):
         if self.signal: raise Stopped

@@ -247,7 +247,7 @@ def test_untied_model_with_new_tokens_is_refused(make_cfg):
 @pytest.mark.parametrize('argv,code,message', [
     (['run', 'nowhere.yaml'], 2, "fedai: `config`: expected a YAML file, got 'nowhere.yaml'"),
     (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer or nothing, got 'many'"),
-    (['run', '--tasks', '{a: [}'], 2, 'fedai: an option is no YAML value'),
+    (['run', '--tasks', '{a: [}'], 2, 'fedai: `tasks`: expected a YAML value ('),
     (['run', '--data', 'nowhere', '--output_dir', 'out'], 2, "fedai: `data`: expected 'reasoning-gym', a file or folder that is there, or a Hugging Face dataset"),
     (['run', '--lrr', '1'], 2, "fedai: `--lrr`: expected a known option (did you mean '--lr'?)"),
     ([], 2, 'command')])
