@@ -24,7 +24,7 @@ demo: setup
 # What CI runs: the exported files, the notebooks and the README agree; every notebook runs; the tests pass.
 test: setup check
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest tests -q -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m 'not slow' -n 2 --dist loadfile
 
 slow: setup
 	$(BIN)/nbdev_test --n_workers 1 --flags slow
