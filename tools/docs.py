@@ -3,7 +3,7 @@
     python tools/docs.py            # the site in _docs, from Markdown in _proc/docs
     python tools/docs.py --out DIR  # in DIR/_docs, from DIR/_proc/docs
 """
-import argparse, base64, dataclasses, functools, inspect, json, logging, os, re, shutil, sys, textwrap, types
+import argparse, base64, dataclasses, functools, inspect, json, logging, os, re, shutil, sys, types
 from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path, PurePosixPath as Posix
@@ -150,7 +150,8 @@ def code_cell(s): return f'`{s}`' if s else ''   # a pipe in code separates noth
 
 def params(o):
     "Parameter -> what docments know of it, without `self`; its fields for a namedtuple."
-    if hasattr(o, '_fields'): return {f: dict(docment=None, anno=o.__annotations__.get(f, inspect.Parameter.empty), default=o._field_defaults.get(f, inspect.Parameter.empty)) for f in o._fields}
+    none = inspect.Parameter.empty
+    if hasattr(o, '_fields'): return {f: dict(docment=None, anno=none, default=o._field_defaults.get(f, none)) for f in o._fields}
     if isinstance(o, type) and issubclass(o, Exception) and '__init__' not in vars(o): return {}
     if isinstance(o, type) and o.__init__ is object.__init__: return {}
     made = {f.name: dict(default=f.default_factory()) for f in dataclasses.fields(o) if f.default_factory is not dataclasses.MISSING} if dataclasses.is_dataclass(o) else {}
@@ -164,7 +165,11 @@ def signature(name, ps):
     tail = ')' + (f' -> {out}' if out else '')
     whole = f'{name}({", ".join(args)}{tail}'
     if len(whole) <= 100: return whole
-    return f'{name}(\n' + textwrap.fill(',\0'.join(args).replace(' ', '\1').replace('\0', ' '), 96, initial_indent='    ', subsequent_indent='    ', break_long_words=False, break_on_hyphens=False).replace('\1', ' ') + '\n' + tail
+    lines = ['']
+    for a in args:
+        if len(lines[-1]) + len(a) > 92: lines.append('')
+        lines[-1] += a + ', '
+    return f'{name}(\n    ' + '\n    '.join(o.rstrip() for o in lines)[:-1] + '\n' + tail
 
 def table(ps, page):
     "Parameter, type, default and meaning of each, and what comes back, if anything is known of it."
@@ -201,9 +206,11 @@ def entry(name,      # what it is called
     ps = params(o) if call else {}
     parts = [head, fence(signature(name, ps) if call else name, 'python')]
     bare = hasattr(o, '_fields') and o.__doc__.startswith(name + '(')   # a namedtuple whose docstring nobody wrote
-    parts += [beside(name, page)] if bare else [markdown(inspect.getdoc(o) or '', 'README.md', page), table(ps, page)]
+    inherits = isinstance(o, type) and '__init__' not in vars(o)            # the base explains what it takes
+    parts += [beside(name, page)] if bare else [markdown(inspect.getdoc(o) or '', 'README.md', page), '' if inherits else table(ps, page)]
     if isinstance(o, type):
-        bases = [f'[`{b.__name__}`]({os.path.relpath(symbols()[b.__name__], Posix(page).parent)})' if b.__name__ in symbols() else f'`{b.__name__}`' for b in o.__bases__ if b not in (object, tuple)]
+        bases = [b.__name__ for b in o.__bases__ if b not in (object,tuple) and b.__name__[0] != '_']
+        bases = [f'[`{b}`]({os.path.relpath(symbols()[b], Posix(page).parent)})' if b in symbols() else f'`{b}`' for b in bases]
         if bases: parts.insert(2, 'A subclass of ' + ', '.join(bases) + '.')
         parts += [entry(f'{name}.{k}', f, page, level + 1, c) for k,f,c in methods(o)]
     return '\n\n'.join(o for o in parts if o)
