@@ -21,7 +21,7 @@ def readme(nb):
                 text = ''.join(out.get('text', []) or out.get('data', {}).get('text/plain', []))
                 if text.strip(): parts.append('\n'.join('    ' + o for o in text.strip('\n').splitlines()))
     note = '<!-- Written from nbs/index.ipynb by tools/sync.py: edit there. -->'
-    return re.sub(r'\]\(images/', '](nbs/images/', '\n\n'.join([note] + [p for p in parts if p])) + '\n'
+    return re.sub(r'\]\((images/|\w+\.ipynb)', r'](nbs/\1', '\n\n'.join([note] + [p for p in parts if p])) + '\n'
 
 def sync(root):
     "Export, clean and write the README of the checkout at `root`."
