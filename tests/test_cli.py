@@ -77,6 +77,12 @@ def test_no_client_could_be_tested(made, said, monkeypatch):
     code,out,err = said('test', made/'run')
     assert code == 1 and err.startswith('fedai: no client could be tested: client 0: it is ill; client 1') and 'Traceback' not in err
 
+def test_ray_that_cannot_start():
+    from types import SimpleNamespace
+    from fedai.ray import _connect
+    def init(**kw): raise RuntimeError('no room for the object store')
+    with pytest.raises(RunError, match="Ray couldn't start: no room for the object store"): _connect(SimpleNamespace(is_initialized=lambda: False, init=init), None)
+
 def test_a_defect_keeps_its_traceback(tmp_path):
     (tmp_path/'mine.py').write_text('1/0')
     r = subprocess.run([*FEDAI, 'algorithms', '--imports', str(tmp_path/'mine.py')], env=ENV, capture_output=True, text=True)
