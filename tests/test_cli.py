@@ -1,5 +1,5 @@
 "The command line: what it prints, what it returns, and that a user's mistake is a line and never a traceback."
-import io, json, os, pty, re, resource, shlex, signal, subprocess, sys, time
+import fcntl, json, os, pty, re, resource, shlex, shutil, signal, struct, subprocess, sys, termios, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -77,6 +77,12 @@ def test_no_client_could_be_tested(made, said, monkeypatch):
     code,out,err = said('test', made/'run')
     assert code == 1 and err.startswith('fedai: no client could be tested: client 0: it is ill; client 1') and 'Traceback' not in err
 
+def test_ray_that_cannot_start():
+    from types import SimpleNamespace
+    from fedai.ray import _connect
+    def init(**kw): raise RuntimeError('no room for the object store')
+    with pytest.raises(RunError, match="Ray couldn't start: no room for the object store"): _connect(SimpleNamespace(is_initialized=lambda: False, init=init), None)
+
 def test_a_defect_keeps_its_traceback(tmp_path):
     (tmp_path/'mine.py').write_text('1/0')
     r = subprocess.run([*FEDAI, 'algorithms', '--imports', str(tmp_path/'mine.py')], env=ENV, capture_output=True, text=True)
@@ -127,7 +133,6 @@ def test_json_of_a_failure_is_nothing(said):
     assert said('check', 'nowhere', '--json')[:2] == (2, '')
 
 def test_a_damaged_run_in_json(made, said, tmp_path):
-    import shutil
     shutil.copytree(made/'run', tmp_path/'run')
     p = next((tmp_path/'run'/'2').rglob('*.safetensors'))
     p.unlink()
@@ -143,13 +148,12 @@ def test_a_pipe_that_nobody_reads(tmp_path):
 
 def test_resume_is_the_same_run(made, said, tmp_path):
     "Two rounds and two more are four, to the bit, also where the folder has moved in between."
-    import shutil
     whole = tmp_path/'whole'
     assert said('run', made/'c.yaml', '--output_dir', whole, '--rounds', 4)[0] == 0
     shutil.copytree(made/'run', tmp_path/'moved')
     code,out,err = said('resume', tmp_path/'moved', '--rounds', 4)
     assert code == 0 and 'round 4/4' in out, err
-    files = lambda d: {str(o.relative_to(d)): o.read_bytes() for o in d.rglob('*') if o.is_file() and o.name not in ('config.yaml','.lock','timing.jsonl','curves.png')}
+    files = lambda d: {str(o.relative_to(d)): o.read_bytes() for o in d.rglob('*') if o.is_file() and o.name not in ('config.yaml','.lock','timing.jsonl','curves.png','cross_evaluation.json','cross_evaluation.png')}
     assert files(tmp_path/'moved') == files(whole)
     assert load_config(tmp_path/'moved'/'config.yaml').output_dir == str(tmp_path/'moved') and load_config(tmp_path/'moved'/'config.yaml').rounds == 4
 
@@ -226,7 +230,6 @@ def test_scripts_for_other_shells_name_everything(shell, said):
     for path,p in PARSERS.items():
         for a in p._actions:
             for o in a.option_strings[-1:]: assert (o if shell == 'zsh' else f'-l {o[2:]} ') in out
-    import shutil
     if shutil.which(shell):
         r = subprocess.run([shell, '-n'], input=out, capture_output=True, text=True)
         assert r.returncode == 0, r.stderr
@@ -241,7 +244,7 @@ def until(f, process, seconds=120):
         assert process.poll() is None and time.monotonic() < end, process.stderr.read() if process.poll() is not None else 'it took too long'
         time.sleep(.01)
 
-@pytest.mark.parametrize('number,code', [(signal.SIGINT,130), (signal.SIGTERM,143)])
+@pytest.mark.parametrize('number,code', [(signal.SIGINT,130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_a_stop_loses_nothing_and_says_how_to_go_on(tmp_path, said, monkeypatch, number, code):
     monkeypatch.chdir(tmp_path)
     Path('c.yaml').write_text(CONFIG.replace('local_step: 1', 'local_step: 40'))
@@ -273,6 +276,7 @@ def test_a_second_stop_ends_at_once(tmp_path):
     assert run.wait(timeout=60) == -signal.SIGINT and time.monotonic() - began < 10
     run.stdout.close(), run.stderr.close()
 
+@pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on_with_its_command(tmp_path, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('c.yaml').write_text(CONFIG.replace('local_step: 1', 'local_step: 20'))
@@ -305,7 +309,8 @@ def test_a_log_file_has_no_control_characters(tmp_path, made):
 
 def test_a_terminal_has_one_live_line(tmp_path, made):
     ours,theirs = pty.openpty()
-    run = subprocess.Popen([*FEDAI, 'run', str(made/'c.yaml'), '--output_dir', str(tmp_path/'run'), '--local_step', '30'], env={**ENV, 'COLUMNS': '80', 'LINES': '24'}, stdout=theirs, stderr=theirs, stdin=theirs)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    run = subprocess.Popen([*FEDAI, 'run', str(made/'c.yaml'), '--output_dir', str(tmp_path/'run'), '--local_step', '30'], env=ENV, stdout=theirs, stderr=theirs, stdin=theirs)
     os.close(theirs)
     text = b''
     while True:
