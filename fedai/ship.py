@@ -6,7 +6,7 @@
 __all__ = ['open_run', 'client_names', 'find_client', 'model_card', 'export_adapter', 'serve_command', 'export_all', 'check_push',
            'push_folder', 'Chat']
 
-# %% ../nbs/16a_ship.ipynb #77bbf590
+# %% ../nbs/16a_ship.ipynb #21d06e30
 import copy, json, os, re, shlex, shutil, sys, textwrap, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -24,7 +24,7 @@ from .store import AdapterStore, write_row
 from .training import TextTask, at_rest, get_device
 from .utils import LazyList, spread, write_json
 
-# %% ../nbs/16a_ship.ipynb #e4b137a8
+# %% ../nbs/16a_ship.ipynb #dbbf3909
 class _Reading(BaseServer):
     "What comes between an algorithm's class and `BaseServer`, for reading only."
     whole = True   # with the model?
@@ -52,7 +52,7 @@ class _Reading(BaseServer):
 
 def _subclasses(cls): return [cls, *(o for c in cls.__subclasses__() if not issubclass(c, _Reading) for o in _subclasses(c))]
 
-# %% ../nbs/16a_ship.ipynb #f7b105f5
+# %% ../nbs/16a_ship.ipynb #008c7f59
 def open_run(run:str|Path, # a run's folder
              whole=True,   # load the model too, or only read the adapters where that is enough?
              device=None,  # where the model goes; None: where the run had it, or where this machine can
@@ -83,7 +83,7 @@ def open_run(run:str|Path, # a run's folder
     reading = type('Reading', (cls,_Reading), dict(whole=whole))
     return reading(cfg, [None]*cfg.num_clients if data is None else data, **kwargs)
 
-# %% ../nbs/16a_ship.ipynb #37448bbb
+# %% ../nbs/16a_ship.ipynb #cea67719
 def _opened(run, whole=False, **kwargs):
     "A server, with the model where that is needed."
     if isinstance(run, BaseServer) and (run.model is not None or not whole): return run
@@ -103,7 +103,7 @@ def _row(server, i):
     if server.needs_data and server._data.get(i, c.fingerprint) != c.fingerprint: raise ConfigError('data', f'the data of the run in {server.store.root}, by which {server.name} chooses the model of client {i}', 'other data')
     return server.test_row(c)
 
-# %% ../nbs/16a_ship.ipynb #e6a1b532
+# %% ../nbs/16a_ship.ipynb #f841534a
 def client_names(server, # a server, such as `open_run` gives
                 )->list: # K texts
     "What the clients are called, once a run was tested or where the data says; 'client 3' otherwise."
@@ -120,7 +120,7 @@ def find_client(server, # a server, such as `open_run` gives
         if 0 <= int(client) < K: return int(client)
     raise ConfigError('client', f"a number from 0 to {K-1}, or a client's name" + (near(client, names) if isinstance(client, str) else '') + ('' if _scores(server).get('names') else ' (which are known once a run was tested)'), client)
 
-# %% ../nbs/16a_ship.ipynb #96dd254e
+# %% ../nbs/16a_ship.ipynb #d30a1dea
 @contextmanager
 def _new_folder(to):
     "Yields a folder to fill, which becomes `to` when the block ends; on an error nothing remains."
@@ -137,7 +137,7 @@ def _new_folder(to):
         shutil.rmtree(tmp, ignore_errors=True)
         raise
 
-# %% ../nbs/16a_ship.ipynb #c02dcb97
+# %% ../nbs/16a_ship.ipynb #4336a3d1
 _smollm2 = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 
 def _base(cfg):
@@ -197,7 +197,7 @@ def _code(here, base, resized=False, changed=False, merged=False, alone=True):
     head = 'import torch\n' + ('from huggingface_hub import hf_hub_download\n' if 'hf_hub' in file else '') + 'from safetensors.torch import load_file\n' if changed else ''
     return head + _use.format(here=here, base=base, tokens='here' if alone else repr(base), resize=_resize if resized else '', change=_change.format(file=file) if changed else '')
 
-# %% ../nbs/16a_ship.ipynb #0ffd7ec6
+# %% ../nbs/16a_ship.ipynb #1ece7d57
 def model_card(server,       # a server, such as `open_run` gives
                client,       # a client's number or name
                base,         # where the base model is, as the adapter's config says it
@@ -214,10 +214,10 @@ def model_card(server,       # a server, such as `open_run` gives
     meta = ModelCardData(base_model=hub or short, base_model_relation='finetune' if merged else 'adapter', library_name='transformers' if merged else 'peft', pipeline_tag='text-generation',
                          tags=['fedai','federated-learning','lora', *([cls.name] if cls.name else [])]).to_yaml()
     facts = [('client', f"{name}, {'' if name == f'client {i}' else f'number {i} '}of {server.num_clients} (counted from 0)"), ('task', own.get('task')), ('training examples', card.get('train', {}).get(str(i))), ('test questions', own.get('n')),
-             ('algorithm', f"{cls.name or cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0] if cls.__doc__ else ''}"), ('from', cls.paper), ('rounds', f'{server.store.round} of {cfg.rounds}'),
+             ('algorithm', f"`{cls.name or cls.__name__}`" + (f". {cls.__doc__.strip().splitlines()[0]}" if cls.__doc__ else '')), ('from', cls.paper), ('rounds', f'{server.store.round} of {cfg.rounds}'),
              ('LoRA', f"rank {cfg.ranks[i] if cfg.ranks else cfg.r}, alpha {cfg.lora_alpha:g}, on {cfg.target_modules if isinstance(cfg.target_modules, str) else ', '.join(cfg.target_modules)}")]
     text = [f"# {name}: {'a model from' if merged else 'a LoRA for'} {short}",
-            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {server.num_clients}. Made with [fedai](https://github.com/fedai/fedai).",
+            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {server.num_clients} clients. Made with [fedai](https://github.com/fedai/fedai).",
             '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k,v in facts if v not in (None,''))]
     if not server.store._where(i)[1]: text.append('The client has taken part in no round so far: this is what all clients began with.')
     if changed: text.append(f'**On the plain base model this adapter is wrong.** {cls.name} adds to the base model what averaged adapters miss; what was added is in `base_change.safetensors`, and must be put on the base model first, as below.')
@@ -233,7 +233,7 @@ def model_card(server,       # a server, such as `open_run` gives
     text += ['## How it was trained', _fence(_settings_text(cfg), 'yaml')]
     return f'---\n{meta}\n---\n\n' + '\n\n'.join(text) + '\n'
 
-# %% ../nbs/16a_ship.ipynb #60a11b6c
+# %% ../nbs/16a_ship.ipynb #6c0d6cb1
 def _peft_config(server): return json.loads((server.store.folder(0)/'adapter_config.json').read_text(encoding='utf-8'))
 
 def _write_adapter(folder, server, i, base):
@@ -256,7 +256,7 @@ def _write_merged(folder, server, i):
         model.merge_and_unload(safe_merge=True).save_pretrained(folder)
         server.tokenizer.save_pretrained(folder)
 
-# %% ../nbs/16a_ship.ipynb #d8c88b43
+# %% ../nbs/16a_ship.ipynb #0efad95d
 def export_adapter(run,          # a run's folder, or a server
                    client,       # a client's number or name
                    to:str|Path,  # a folder that isn't there yet, or an empty one
@@ -285,7 +285,7 @@ def export_adapter(run,          # a run's folder, or a server
     if push: push_folder(to, push, public)
     return Path(to)
 
-# %% ../nbs/16a_ship.ipynb #1f41bb59
+# %% ../nbs/16a_ship.ipynb #9280cd96
 def serve_command(base:str,       # the base model: a folder, or a name on the Hub
                   adapters:dict,  # name -> folder
                   rank:int,       # the largest rank
@@ -298,7 +298,7 @@ def serve_command(base:str,       # the base model: a folder, or a name on the H
     first = f'vllm serve {q(base)} --enable-lora --max-lora-rank {next(k for k in known if k >= rank)} --max-loras {min(at_once, len(adapters))} --lora-modules'
     return ' \\\n  '.join([first, *(q(f'{n}={p}') for n,p in adapters.items())]) + '\n'
 
-# %% ../nbs/16a_ship.ipynb #59f52e4e
+# %% ../nbs/16a_ship.ipynb #8451877b
 def _slugs(names):
     "A name for a folder and a request for each client, no two alike."
     out = []
@@ -314,7 +314,7 @@ def _write_base(folder, server):
         model.unload().save_pretrained(folder)
         server.tokenizer.save_pretrained(folder)
 
-# %% ../nbs/16a_ship.ipynb #6d71fae9
+# %% ../nbs/16a_ship.ipynb #bd894425
 def export_all(run,         # a run's folder, or a server
                to:str|Path, # a folder that isn't there yet, or an empty one
                data=None,   # as `open_run` takes it
@@ -342,7 +342,7 @@ def export_all(run,         # a run's folder, or a server
         (folder/'serve.sh').chmod(0o755)
     return Path(to)
 
-# %% ../nbs/16a_ship.ipynb #9eaf8cf8
+# %% ../nbs/16a_ship.ipynb #1d94e2f6
 def check_push(repo:str): # 'user/name'
     "Raises `ConfigError` where nothing can be sent to the Hub: a wrong name, no network wanted, nobody logged in."
     import huggingface_hub as hub
@@ -367,7 +367,7 @@ def push_folder(folder:str|Path, # what `export_adapter` wrote
         raise ConfigError('push', f'a new repository of yours on the Hub ({(str(e).strip() or type(e).__name__).splitlines()[0]}); the folder is whole in {folder}', repo) from e
     return str(url)
 
-# %% ../nbs/16a_ship.ipynb #341939e6
+# %% ../nbs/16a_ship.ipynb #0a181379
 _chat_help = """/client 3    talk to client 3, by number or name
 /base        talk to the model as it was before training
 /clients     who there is
@@ -375,7 +375,7 @@ _chat_help = """/client 3    talk to client 3, by number or name
 /help        this
 /quit        end; Ctrl-D too. Ctrl-C stops an answer"""
 
-# %% ../nbs/16a_ship.ipynb #89738d25
+# %% ../nbs/16a_ship.ipynb #371ce996
 class Chat:
     "Talk to the clients' models of a run."
     def __init__(self,
@@ -460,7 +460,7 @@ class Chat:
             self.remembers,self.turns = not self.remembers,[]
             return 'what is said is remembered' if self.remembers else 'each question stands for itself'
         else: raise ConfigError(line, 'one of /client, /base, /clients, /talk, /help, /quit' + near(word, ('client','base','clients','talk','help','quit')), line)
-        return f'{self.title}:'
+        return ''   # the prompt says who it is
 
     def loop(self,
              ask=None, # gives a line, for a prompt; the terminal's when not given
@@ -480,7 +480,7 @@ class Chat:
             try:
                 if line.startswith('/'):
                     if (text := self.command(line)) is None: return
-                    say(text)
+                    if text: say(text)
                     continue
                 for piece in self.answer(line): say(piece, end='')
                 say()
