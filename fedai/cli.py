@@ -665,7 +665,7 @@ def _code(e):
 def _fail(e, code):
     debug = os.environ.get('FEDAI_DEBUG', '0') not in ('','0')
     if debug and isinstance(e, BaseException): traceback.print_exception(e)
-    print(f'fedai: {e}' + ('' if debug or code > 2 else '\n  (--debug shows the traceback)'), file=sys.stderr)
+    print(f'fedai: {e}' + ('' if debug or code != 1 else '\n  (--debug shows the traceback)'), file=sys.stderr)
     return code
 
 def _parsed(argv):
