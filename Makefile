@@ -21,10 +21,11 @@ $(STAMP): settings.ini setup.py constraints.txt
 demo: setup
 	$(BIN)/fedai run configs/demo.yaml
 
-# What CI runs: the exported files, the notebooks and the README agree; every notebook runs; the tests pass.
+# What CI runs: the exported files, the notebooks and the README agree; every notebook runs; the tests pass. Two processes, of one thread each.
+test: export OMP_NUM_THREADS = 1
 test: setup check
 	$(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -q -m 'not slow' -n 2 --dist loadgroup
 
 slow: setup
 	$(BIN)/nbdev_test --n_workers 1 --flags slow

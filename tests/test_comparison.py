@@ -92,22 +92,41 @@ def test_a_diverged_trial_loses_and_a_diverged_cell_is_an_error(make_cfg):
     with pytest.raises(NonFiniteLoss): compare(cfg.replace(output_dir=cfg.output_dir + 'a', lr=1e30), **args)
     with pytest.raises(NonFiniteLoss, match='every trial'): compare(cfg.replace(output_dir=cfg.output_dir + 'b'), tune={'*': {'lr': [1e30,1e29]}}, **args)
 
+WARM = """
+import os, sys
+import matplotlib.pyplot, networkx, reasoning_gym
+from fedai.cli import main
+from fedai.config import FedConfig
+from fedai.metrics import text_scores
+from fedai.models import get_model
+get_model(FedConfig(model='tiny')),text_scores(['a'], ['a'])
+for line in sys.stdin:
+    if not (pid := os.fork()):
+        os.dup2(2, 1)
+        os._exit(main(line.split()))
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
 def test_killed_and_gone_on_with(tmp_path):
-    "The command, killed twice, ends with the same table as one that wasn't."
+    "The command, killed twice, ends with the same table as one that wasn't; forks of a process that has imported all, which takes longer than the command."
     p = tmp_path/'c.yaml'
     p.write_text("model: tiny\ndevice: cpu\nnum_clients: 2\nclients_per_task: 2\ntasks: {gcd: {max_value: 20}}\ntrain_size: 8\ntest_size: 4\nrounds: 3\nlocal_step: 2\nmax_new_tokens: 3\ncompare: {algorithms: [local, fedavg], seeds: [0, 1], metric: loss, sweep: {train_size: [4, 8]}}\n")
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
-    def start(folder): return subprocess.Popen([sys.executable, '-c', 'import sys; from fedai.cli import main; sys.exit(main())', 'compare', str(p), '--output_dir', str(tmp_path/folder)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    whole = start('a')
-    assert whole.wait() == 0, whole.stderr.read()
-    for cells in (1,4):
-        run = start('b')
-        until = time.time() + 120
-        while sum('cell.json' in names for _,_,names in os.walk(tmp_path/'b')) < cells and run.poll() is None and time.time() < until: time.sleep(.02)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    last = start('b')
-    assert last.wait() == 0, last.stderr.read()
+    with open(tmp_path/'log', 'w') as log, subprocess.Popen([sys.executable, '-c', WARM], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as warm:
+        def number(): return int(warm.stdout.readline())
+        def start(folder):
+            print('compare', p, '--output_dir', tmp_path/folder, file=warm.stdin, flush=True)
+            return number()
+        start('a')
+        assert number() == 0, (tmp_path/'log').read_text()
+        for cells in (1,4):
+            run,until = start('b'),time.time() + 120
+            while sum('cell.json' in names for _,_,names in os.walk(tmp_path/'b')) < cells and time.time() < until: time.sleep(.005)
+            os.kill(run, signal.SIGKILL)
+            assert number() == signal.SIGKILL
+        start('b')
+        assert number() == 0, (tmp_path/'log').read_text()
     for o in ('compare.csv','compare.md','compare.json'): assert (tmp_path/'a'/o).read_bytes() == (tmp_path/'b'/o).read_bytes()
 
 @pytest.mark.parametrize('args,message', [(dict(algorithms=['mirra']), "did you mean 'mira'"), (dict(algorithms=[]), '`algorithms`: expected at least one'), (dict(algorithms=['local','local']), 'each once'), (dict(seeds=[]), '`seeds`'), (dict(seeds=[0,0]), '`seeds`'), (dict(seeds=['a']), '`seed`: expected an integer'),

@@ -309,6 +309,7 @@ def ours(tmp):
         if str(tmp).encode() in there: out.append((p, (Path('/proc')/p/'cmdline').read_bytes()[:100] if (Path('/proc')/p).exists() else b''))
     return out
 
+@pytest.mark.xdist_group('machines')
 def test_a_federation_on_loopback(tmp_path):
     "TLS and keys; one that isn't registered, and one that is and means harm; the server killed and started again; a site killed and started again."
     f,eve = Federation(tmp_path),None
@@ -336,7 +337,7 @@ def test_a_federation_on_loopback(tmp_path):
         with pytest.raises(httpx.ConnectError): httpx.get(f'https://127.0.0.1:{f.port}/health')   # an authority that nobody knows
         f.kill('server')
         # it goes on; a site that is lost in the next round is left out of it, and can't be tested
-        f.server(timeout_s=15)
+        f.server(timeout_s=12)
         f.wait_for('round 2/3', 'server')
         f.kill('s1')
         assert f.started.pop('server').wait(100) == 0, f.log('server')[-3000:]

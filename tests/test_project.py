@@ -51,8 +51,8 @@ def test_versions_are_pinned_for_every_requirement():
     for r in wanted.split(): assert norm(re.split(r'[<>=!~]', r)[0]) in pins, r
 
 def test_everything_exported_comes_from_fedai_lazily():
-    out = subprocess.run([sys.executable, '-c', 'import sys, fedai; fedai.FedConfig; print("torch" in sys.modules); fedai.Server_mira; print("torch" in sys.modules); print("Client_mira" in dir(fedai))'], capture_output=True, text=True, cwd=ROOT)
-    assert out.stdout.split() == ['False','True','True'], out
+    out = subprocess.run([sys.executable, '-c', 'import sys, fedai; fedai.FedConfig; print("torch" in sys.modules); fedai.Server_mira; fedai.text_scores; print("torch" in sys.modules); print("evaluate" in sys.modules or "transformers" in sys.modules); print("Client_mira" in dir(fedai))'], capture_output=True, text=True, cwd=ROOT)
+    assert out.stdout.split() == ['False','True','False','True'], out
     import fedai
     with pytest.raises(AttributeError, match="no attribute 'nothing'"): fedai.nothing
 
