@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from . import __version__
 from .config import ConfigError, FedConfig, field_help, read_yaml
+from .metrics import gains, lower_is_better
 from .utils import spread, write_text
 
 # %% ../nbs/16_report.ipynb #5ffdb7f3
@@ -71,13 +72,13 @@ def _read_card(path):
         clients = {int(i): {_text(k): v if k == 'task' else _num(v) for k,v in m.items() if k == 'task' or isinstance(v, (int,float))} for i,m in p['clients'].items()}
         return dict(clients=clients, **{k: _nums(p[k]) for k in ('mean','best')}, interval={_text(k): (_num(a),_num(b)) for k,(a,b) in p['interval'].items()})
     parts = {'own': part(card), **{k: part(card[k]) for k in ('base','commonest','average','versus') if k in card}}
-    gains = {p: {k: dict(**{o: _num(g[o]) for o in ('mean','low','high')}, better=_num(g['better']['mean']), worse=_num(g['worse']['mean'])) for k,g in v.items()} for p,v in card.get('gains', {}).items() if p in parts}
+    over = {p: {k: dict(**{o: _num(g[o]) for o in ('mean','low','high')}, better=_num(g['better']['mean']), worse=_num(g['worse']['mean'])) for k,g in v.items()} for p,v in card.get('gains', {}).items() if p in parts}
     new = card.get('newcomers')
     if new:
         def metrics(m): return {_text(k): _num(v) for k,v in m.items() if isinstance(v, float)}
         new = dict(rounds=_count(new['rounds'], 'rounds'), starts={_text(s): dict(n=_count(o['n'], 'n'), **{w: _nums(o[w]) for w in ('before','after') if w in o}) for s,o in new['starts'].items()},
                    clients={_text(n): {_text(s): dict({w: metrics(o[w]) for w in ('before','after') if w in o}, clients=[int(i) for i in o.get('clients', [])]) for s,o in each.items()} for n,each in new['clients'].items()})
-    return dict(parts=parts, gains=gains, names={int(i): _text(str(n)) for i,n in card.get('names', {}).items()}, tasks={i: _text(m.get('task') or '') for i,m in parts['own']['clients'].items()},
+    return dict(parts=parts, gains=over, round=None if card.get('round') is None else _count(card['round'], 'round'), train={int(i): _count(n, 'train') for i,n in card.get('train', {}).items()}, names={int(i): _text(str(n)) for i,n in card.get('names', {}).items()}, tasks={i: _text(m.get('task') or '') for i,m in parts['own']['clients'].items()},
                 untested={int(i): _text(str(w)) for i,w in card.get('untested', {}).items()}, newcomers=new)
 
 # %% ../nbs/16_report.ipynb #3d91c122
@@ -245,8 +246,6 @@ def _charts(run, points=200_000):
     if len({r['graph'].get('mean_degree') for r in H}) > 1: add('Mean degree of the graph', 'sum of a client’s weights', {'mean degree': [r['graph'].get('mean_degree') for r in H]})
     return [c for c in out if c]
 
-_better_low = ('loss','holdout_loss')
-
 def _headline(parts):
     "The score that says most: the first in which anybody has anything."
     there = [k for k in ('choice_accuracy','score','exact_match','accuracy','rougeL') if k in parts['own']['mean']]
@@ -259,7 +258,7 @@ def _table_data(run, cells=400_000):
     own,head = parts['own']['clients'],_headline(parts)
     metrics = sorted(parts['own']['mean'], key=lambda k: (k != head, k != 'loss'))
     if len(own)*len(metrics)*len(parts) > cells: metrics = [k for k in metrics if k in (head,'loss')]
-    return dict(ids=list(own), n=[own[i].get('n') for i in own], metrics=metrics, low=[k for k in metrics if k in _better_low],
+    return dict(ids=list(own), n=[own[i].get('n') for i in own], train=[run['card']['train'].get(i) for i in own], metrics=metrics, low=[k for k in metrics if k in lower_is_better],
                 parts={p: {k: [_sig(v['clients'].get(i, {}).get(k)) for i in own] for k in metrics if k in v['mean']} for p,v in parts.items()})
 
 def _page_data(run, budget):
@@ -272,7 +271,7 @@ def _page_data(run, budget):
     if cross:
         order = _order(None, [run['tasks'][i] if i < run['K'] else '' for i in cross['ids']])
         M,groups = _blocks(cross['matrix'], order)
-        cross = dict(_matrix(M, groups, cross['names'], cross['ids']), metric=cross['metric'], low=cross['metric'] in _better_low)
+        cross = dict(_matrix(M, groups, cross['names'], cross['ids']), metric=cross['metric'], low=cross['metric'] in lower_is_better)
     plain = run['names'] == [_called(i, '') for i in range(run['K'])]
     return dict(name=run['name'], K=run['K'], names=None if plain else run['names'], tasks=tasks, task=[tasks.index(t) if t else -1 for t in run['tasks']] if tasks else None, charts=_charts(run), table=_table_data(run), graph=_graph_data(run), cross=cross,
                 said=said, counts=run['counts'], kept=kept, chars=chars)
@@ -322,16 +321,16 @@ def _means(run):
     "Per metric: the mean with its interval, and the gains."
     card = run['card']
     if not card: return ''
-    parts,gains = card['parts'],card['gains']
-    empty = [k for k in parts['own']['mean'] if k not in _better_low and not any(p['best'].get(k) for p in parts.values())]
+    parts,over = card['parts'],card['gains']
+    empty = [k for k in parts['own']['mean'] if k not in lower_is_better and not any(p['best'].get(k) for p in parts.values())]
     rows = []
     for k,v in parts['own']['mean'].items():
         if k in empty: continue
         d = _decimals([p['mean'].get(k) for p in parts.values()])
         rows.append([_words(k), f"{_f(v, d)}{_range(*parts['own']['interval'].get(k, (None,None)), d)}", *(_f(parts[p]['mean'].get(k), d) for p in parts if p != 'own'),
-                     *(f"{_f(g[k]['mean'], d, True)} <span class=note>{_share(g[k]['better'])}</span>{_range(g[k]['low'], g[k]['high'], d, True)}" if k in g else '' for g in gains.values())])
+                     *(f"{_f(g[k]['mean'], d, True)} <span class=note>{_share(g[k]['better'])}</span>{_range(g[k]['low'], g[k]['high'], d, True)}" if k in g else '' for g in over.values())])
     text = '<p class=note>' + '; '.join(f'<b>{p}</b>: {_about[p]}' + (f" ({_name(run['config'].get('versus') or '')})" if p == 'versus' and run['config'].get('versus') else '') for p in parts) + '. In brackets 95 % intervals by bootstrap over tasks; the share is that of clients that are better off. Gains are positive where the client is better off, also where less is better.</p>'
-    return text + _table(['mean over clients','own', *(p for p in parts if p != 'own'), *(f'gain over {p}' for p in gains)], rows, 'Means over clients', cls='means') + (f"<p class=note>0 for everybody: {', '.join(map(_words, empty))}.</p>" if empty else '')
+    return text + _table(['mean over clients','own', *(p for p in parts if p != 'own'), *(f'gain over {p}' for p in over)], rows, 'Means over clients', cls='means') + (f"<p class=note>0 for everybody: {', '.join(map(_words, empty))}.</p>" if empty else '')
 
 def _settings(run):
     "What was run: what differs from the defaults, and all of it behind a fold."
@@ -383,10 +382,11 @@ def _newcomers(run):
 def _run_html(run, n, level=2):
     "The section of a run; what is drawn has an empty place in it."
     c,id = run['config'],f'run{n}'
-    stale = run['card'] and run['done'] < run['rounds']
+    tested = run['card'] and run['card']['round']
     state = 'finished' if run['done'] >= run['rounds'] else f"{run['done']} of {_plural(run['rounds'], 'round')} done"
     head = f"<h{level}>{_name(run['name'])}</h{level}>\n<p class=sub>{_e(c.get('name'))} on {_name(c.get('model'))}, data {_name(c.get('data'))}; {state}{'' if run['card'] else ', not tested yet'}. <span class=path>{_name(run['path'].resolve())}</span></p>"
-    if stale: head += '<p class=warn>The run isn’t finished, so what was tested is an earlier state or one midway.</p>'
+    if tested is not None and tested != run['done']: head += f'<p class=warn>What was tested is the state after round {tested}, not the latest.</p>'
+    elif run['card'] and tested is None and run['done'] < run['rounds']: head += '<p class=warn>The run isn’t finished, so what was tested is an earlier state or one midway.</p>'
     def place(kind): return f'<div data-draw={kind}></div>'
     ids = [int(o) for o in run['said']]
     parts = [('numbers','Numbers', _tiles(run) + _means(run)), ('settings','What was run', _settings(run)), ('curves','Over the rounds', place('charts') if run['history'] else '<p>No round is finished yet.</p>'),
@@ -439,7 +439,6 @@ def _beside(runs, paired):
         if not why and clients(first).keys() != clients(r).keys(): why = 'other clients'
         if not why and (first['asked'] != r['asked'] or any(m.get('n') != r['card']['parts']['own']['clients'][i].get('n') for i,m in first['card']['parts']['own']['clients'].items())): why = 'other questions'
         if why: return [f'<i>{why}</i>']*len(keys)
-        from fedai.metrics import gains
         g = gains(clients(r), clients(first))
         return [f"{_f(g[k]['mean'], dec[k], True)} <span class=note>{_share(g[k]['better']['mean'])} / {_share(g[k]['worse']['mean'])}</span>{_range(g[k]['low'], g[k]['high'], dec[k], True)}" if k in g else '' for k in keys]
     rows = []
@@ -487,7 +486,7 @@ td.gain { background: rgb(var(--up) / calc(.25 * var(--a, 0))); } td.gain.down {
 .controls { display: flex; flex-wrap: wrap; gap: .5em 1.2em; align-items: center; margin: 0 0 .8em; } .controls label { white-space: nowrap; display: inline-flex; align-items: center; gap: .45em; max-width: 100%; }
 select, input, .controls button, button.more { font: inherit; font-size: .95em; color: var(--fg); background: var(--bg); border: 1px solid var(--line); border-radius: 4px; padding: .2em .45em; max-width: 26em; min-width: 0; } .controls button, button.more { cursor: pointer; } input[type=range] { width: min(260px, 50vw); padding: 0; accent-color: var(--link); }
 details { margin: .8em 0; } summary { cursor: pointer; color: var(--link); }
-.scroll + [data-draw] { margin-top: 1.4em; } .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 22px 28px; } table.means .ci { display: block; } figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3em; }
+.scroll + [data-draw] { margin-top: 1.4em; } .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 22px 28px; } table.means .ci { display: block; } table.means th.n { white-space: normal; max-width: 11em; } figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3em; }
 .plot { position: relative; } .plot svg { display: block; width: 100%; height: auto; } .plot text { fill: var(--muted); font-size: 11px; font-family: inherit; } .plot .axis { stroke: var(--line); fill: none; } .plot path.l { fill: none; stroke-linejoin: round; } .plot .cross { stroke: var(--muted); stroke-dasharray: 3 3; }
 .tip { position: absolute; pointer-events: none; z-index: 2; background: var(--bg); border: 1px solid var(--muted); border-radius: 4px; padding: .25em .6em; font-size: .85em; max-width: min(280px, 90%); font-variant-numeric: tabular-nums; } .tip:empty { display: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .1em 1em; font-size: .85em; color: var(--muted); margin-top: .2em; } .key { display: inline-block; width: 14px; height: 0; border-top: 3px solid; vertical-align: middle; margin-right: .4em; } .key.box { height: 10px; border: 0; }
@@ -767,6 +766,7 @@ function drawTable(place, run) {
     const k = metric.value, there = parts.filter(p => t.parts[p][k]), all = there.flatMap(p => t.parts[p][k]), d = decimals(all), sign = t.low.includes(k) ? -1 : 1;
     const out = [{head: 'client', text: r => nameOf(run, t.ids[r]), client: true}];
     if (run.task) out.push({head: 'task', text: r => taskOf(run, t.ids[r])});
+    if (t.train.some(some)) out.push({head: 'examples', get: r => t.train[r], d: 0});
     if (t.n.some(some)) out.push({head: 'questions', get: r => t.n[r], d: 0});
     for (const p of there) out.push({head: p, get: r => t.parts[p][k][r], d});
     if (rivals.length && t.parts[rival.value][k]) {

@@ -116,7 +116,7 @@ def test_page_says_what_the_files_say(a_run, tmp_path):
     for p,vs in t['parts'].items():
         clients = (card if p == 'own' else card[p])['clients']
         for k,v in vs.items(): assert v == pytest.approx([clients[str(i)][k] for i in t['ids']], rel=1e-4)
-    assert t['metrics'][:2] == ['score','loss'] and t['n'] == [card['clients'][str(i)]['n'] for i in t['ids']]
+    assert t['train'] == [card['train'][str(i)] for i in t['ids']] and t['metrics'][:2] == ['score','loss'] and t['n'] == [card['clients'][str(i)]['n'] for i in t['ids']]
     said = lines(a_run/'generations.jsonl')
     for i,qs in run['said'].items():
         mine = [o for o in said if o['client'] == int(i)]
@@ -131,7 +131,8 @@ def test_page_says_what_the_files_say(a_run, tmp_path):
     for r in new[1:]: assert near(r[2], card['newcomers']['starts'][r[0]]['before']['loss']) and near(r[3], card['newcomers']['starts'][r[0]]['after']['loss'])
 
 def test_torch_is_not_loaded(a_run, tmp_path):
-    out = subprocess.run([sys.executable, '-c', f"import sys; from fedai.cli import main; print(main(['report', {str(a_run)!r}, '--to', {str(tmp_path/'p.html')!r}])); print([o for o in ('torch','datasets','transformers','matplotlib') if o in sys.modules])"], capture_output=True, text=True, cwd=ROOT)
+    other = write_run(tmp_path/'other')
+    out = subprocess.run([sys.executable, '-c', f"import sys; from fedai.cli import main; print(main(['report', {str(a_run)!r}, {str(other)!r}, {str(write_run(tmp_path/'third'))!r}, '--to', {str(tmp_path/'p.html')!r}])); print([o for o in ('torch','datasets','transformers','matplotlib') if o in sys.modules])"], capture_output=True, text=True, cwd=ROOT)
     assert out.stdout.splitlines()[1:] == ['0','[]'], out
 
 def test_a_run_goes_on_beside_its_report(make_cfg):
@@ -209,16 +210,17 @@ def test_choices_and_several_right_answers(tmp_path):
         dict(client=0, task='', instruction='Who?', input='', output='x', references=['x','y'], generated=' y\n', base=dict(generated='z')))))
     assert Page(write_report(root).read_text()).runs[0]['said']['0'] == [['Which?\n- a\n- b', ['b'], ['b',True], ['a',False], None], ['Who?', ['x','y'], [' y\n',True], ['z',False], None]]
 
-DAMAGE = {'cut': lambda b: b[:len(b)//2 - 7], 'list': lambda b: b'[1, 2]', 'number': lambda b: b'3\n', 'empty': lambda b: b'', 'bytes': lambda b: b'\xff\xfe\x00' + b, 'text for numbers': lambda b: re.sub(rb'(: |\[)-?\d[\d.]*(?=[,}\]])', rb'\1"much"', b), 'deep': lambda b: b'['*100_000, 'null': lambda b: b'null\n'}
+DAMAGE = {'cut': lambda b: b[:len(b)//2 - 7], 'list': lambda b: b'[1, 2]', 'number': lambda b: b'3\n', 'empty': lambda b: b'', 'bytes': lambda b: b'\xff\xfe\x00' + b, 'text for numbers': lambda b: re.sub(rb'(: |\[)-?\d[\d.]*(?=[,}\]\n])', rb'\1"much"', b), 'deep': lambda b: b'['*100_000, 'null': lambda b: b'null\n'}
 
-@pytest.mark.parametrize('name', ['state.json','history.jsonl','timing.jsonl','scorecard.json','generations.jsonl','cross_evaluation.json','2/graph.npy','config.yaml'])
-@pytest.mark.parametrize('how', DAMAGE)
+FILES = ['state.json','history.jsonl','timing.jsonl','scorecard.json','generations.jsonl','cross_evaluation.json','2/graph.npy','config.yaml']
+
+@pytest.mark.parametrize('name,how', [(n, h) for n in FILES for h in DAMAGE if (n, h) != ('2/graph.npy','text for numbers')])
 def test_damaged_files_are_named(tmp_path, name, how):
     root = write_run(tmp_path/'run')
     page = write_report(root)
     before,was = page.read_bytes(),(root/name).read_bytes()
     (root/name).write_bytes(DAMAGE[how](was))
-    if (root/name).read_bytes() == was: pytest.skip('nothing in it to damage so')
+    assert (root/name).read_bytes() != was
     if (name, how) in (('generations.jsonl','empty'),('config.yaml','empty'),('config.yaml','null'),('config.yaml','cut')) or name == 'timing.jsonl' and how in ('cut','empty','list','deep'): write_report(root)   # no lines; no settings, or fewer; a line without an end of a file that grows
     else:
         with pytest.raises(ConfigError, match=f'readable {Path(name).name}|{re.escape(str(root/name))}'): write_report(root)
@@ -251,6 +253,11 @@ def test_a_run_that_goes_on(tmp_path):
     page = Page(write_report(root).read_text())
     assert page.runs[0]['charts'][0]['x'] == [1,2] and [o['rounds'] for o in page.runs[0]['graph']['steps']] == [[1],[2]]
     assert '2 of 4 rounds done' in page.text and 'isn’t finished' in page.text
+    card = read(root/'scorecard.json')
+    for r,said in ((1, True), (2, False)):   # where the scorecard tells when it was made
+        (root/'scorecard.json').write_text(json.dumps({**card, 'round': r}))
+        assert (f'state after round {r}, not the latest' in Page(write_report(root).read_text()).text) == said
+        assert 'isn’t finished' not in Page(write_report(root).read_text()).text
     for o in ('scorecard.json','generations.jsonl','timing.jsonl','history.jsonl','cross_evaluation.json'): (root/o).unlink()
     (root/'state.json').write_text(json.dumps(dict(round=0, history_bytes=0)))
     page = Page(write_report(root).read_text())
