@@ -25,7 +25,7 @@ demo: setup
 test: export OMP_NUM_THREADS = 1
 test: setup check
 	$(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m 'not slow' -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -q -m 'not slow' -n 2 --dist loadgroup
 
 slow: setup
 	$(BIN)/nbdev_test --n_workers 1 --flags slow
