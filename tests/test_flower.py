@@ -335,6 +335,11 @@ def test_a_federation_on_loopback(tmp_path):
             assert c.post('/v1/fleet/pull-messages').status_code in (400,401,415,422)
         with pytest.raises(httpx.HTTPError): httpx.get(f'http://127.0.0.1:{f.port}/health')
         with pytest.raises(httpx.ConnectError): httpx.get(f'https://127.0.0.1:{f.port}/health')   # an authority that nobody knows
+        # and who doesn't know its secret gets nothing from a site's SuperNode
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+        from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
+        guess = eve.node._client(SuperExecAuthHttpInterceptor(master_secret=bytes(32), protected_methods=['/flwr.proto.Runtime/AcquireTask']))
+        with pytest.raises(httpx.HTTPStatusError, match='401'): guess.AcquireTask(AcquireTaskRequest(supported_task_types=['flwr-clientapp']))
         f.kill('server')
         # it goes on; a site that is lost in the next round is left out of it, and can't be tested
         f.server(timeout_s=12)
