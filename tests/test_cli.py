@@ -214,7 +214,7 @@ def bash(tmp_path_factory):
     return complete
 
 def test_bash_completes(bash):
-    assert {'run','resume','test','flower'} <= set(bash('fedai ')) and bash('fedai re') == ['resume']
+    assert {'run','resume','test','flower'} <= set(bash('fedai ')) and bash('fedai re') == ['report','resume']
     for path,p in PARSERS.items():
         offered = set(bash(f'fedai{path} '))
         assert offered >= {a.option_strings[-1] for a in p._actions if a.option_strings} and len(offered) > 1, path
