@@ -557,7 +557,7 @@ class BaseServer:
         A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
         if A is None or not A.any(): return said
         n = (A > 0).sum(1)
-        return f"{said}; on its graph a client has {n.min()} to {n.max()} neighbours, {n.mean():.1f} on average" if n.min() < n.max() else f"{said}; on its graph a client has {n.min()} neighbour{'s'*(n.min() > 1)}"
+        return f"{said}; on its graph a client has {n.min()} to {n.max()} neighbours, {n.mean():.1f} on average" if n.min() < n.max() else f"{said}; on its graph a client has {n.min()} neighbour{'s' if n.min() > 1 else ''}"
 
 # %% ../nbs/12_servers.ipynb #e512c2c8
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):
