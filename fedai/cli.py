@@ -638,7 +638,7 @@ def get_parser()->argparse.ArgumentParser:
 
 def main(argv=None)->int: # arguments after the program's name; returns the exit code
     "The `fedai` command."
-    argv,began = sys.argv[1:] if argv is None else list(argv),time.perf_counter()
+    program,argv,began = argv is None,sys.argv[1:] if argv is None else list(argv),time.perf_counter()
     before,debug = warnings.formatwarning,os.environ.get('FEDAI_DEBUG')
     warnings.formatwarning = lambda message, *_: f'fedai: {message}\n'   # without the line of code that says it
     if '--debug' in argv: os.environ['FEDAI_DEBUG'] = '1'
@@ -646,7 +646,9 @@ def main(argv=None)->int: # arguments after the program's name; returns the exit
         code = _main(argv, began)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt as e: return _fail(str(e) or 'stopped', getattr(e, 'code', 130))
+    except KeyboardInterrupt as e:
+        if program: signal.signal(signal.SIGINT, signal.SIG_DFL)   # the process is at its end: one more Ctrl-C ends it, without a traceback
+        return _fail(str(e) or 'stopped', getattr(e, 'code', 130))
     except BrokenPipeError:   # nobody reads on, as with `| head`
         with contextlib.suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
