@@ -346,10 +346,11 @@ def export_all(run,         # a run's folder, or a server
 def check_push(repo:str): # 'user/name'
     "Raises `ConfigError` where nothing can be sent to the Hub: a wrong name, no network wanted, nobody logged in."
     import huggingface_hub as hub
+    from huggingface_hub import constants, utils   # the package has them once they were imported
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo): raise ConfigError('push', 'a repository, user/name', repo)
-    try: hub.utils.validate_repo_id(repo)
-    except hub.utils.HFValidationError as e: raise ConfigError('push', f'the name of a repository ({e})', repo) from e
-    if hub.constants.HF_HUB_OFFLINE: raise ConfigError('push', 'a machine that may reach the Hub (HF_HUB_OFFLINE is set)', repo)
+    try: utils.validate_repo_id(repo)
+    except utils.HFValidationError as e: raise ConfigError('push', f'the name of a repository ({e})', repo) from e
+    if constants.HF_HUB_OFFLINE: raise ConfigError('push', 'a machine that may reach the Hub (HF_HUB_OFFLINE is set)', repo)
     if not hub.get_token(): raise ConfigError('push', 'somebody who is logged in to the Hub (hf auth login)', repo)
 
 def push_folder(folder:str|Path, # what `export_adapter` wrote

@@ -1,5 +1,5 @@
 "What is shipped, loaded by peft and transformers alone, gives what the run's own server gives; what can't be shipped is refused, and nothing half-written stays."
-import json, math, os, subprocess, warnings
+import json, math, os, subprocess, sys, warnings
 import pytest, torch
 from pathlib import Path
 from unittest.mock import patch
@@ -270,6 +270,15 @@ def test_push_needs_a_login_and_a_network(make_cfg, tmp_path):
     with patch('huggingface_hub.constants.HF_HUB_OFFLINE', False), patch('huggingface_hub.get_token', lambda: None): refused('hf auth login', s.cfg.output_dir, 0, tmp_path/'to', push='me/mine')
     for bad in ('mine','a/b/c','a b/c','me/..','me/x--y'): refused('`push`: expected', s.cfg.output_dir, 0, tmp_path/'to', push=bad)
     assert not (tmp_path/'to').exists()
+
+@pytest.mark.parametrize('env,message', [(dict(HF_HUB_OFFLINE='1'), 'HF_HUB_OFFLINE is set'), (dict(HF_HUB_OFFLINE='0', HF_TOKEN='', HF_TOKEN_PATH='nowhere'), 'hf auth login'), (dict(HF_HUB_OFFLINE='0', HF_TOKEN='x', HF_ENDPOINT='http://127.0.0.1:9'), 'the folder is whole in')])
+def test_push_from_a_process_of_its_own(make_cfg, tmp_path, env, message):
+    "Where nothing has imported the Hub's package before."
+    s = run(make_cfg)
+    r = subprocess.run([sys.executable, '-c', 'import sys; from fedai.cli import main; sys.exit(main())', 'export', s.cfg.output_dir, '--client', '0', '--to', str(tmp_path/'to'), '--merge', '--push', 'me/mine'],
+                       capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1]), **env})
+    assert r.returncode == 2 and r.stderr.startswith('fedai: `push`: expected') and message in r.stderr and 'Traceback' not in r.stderr, r.stderr
+    assert (tmp_path/'to'/'model.safetensors').exists() == ('HF_ENDPOINT' in env)
 
 def test_push(make_cfg, tmp_path):
     s = run(make_cfg)
