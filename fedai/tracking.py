@@ -211,7 +211,9 @@ class Trackers(Callback):
                  project='fedai',  # under which the runs stand, where a tracker has projects
                  most=16,          # clients with a curve of their own
                 ):
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, filter_trackers
+        PartialState()   # accelerate's logger, through which it speaks of what isn't installed, fails without one
         for o in track:
             if isinstance(o, GeneralTracker): continue
             if not isinstance(o, str) or o not in LOGGER_TYPE_TO_CLASS: raise ConfigError('track', 'names among ' + ', '.join(sorted(LOGGER_TYPE_TO_CLASS)) + near(o, LOGGER_TYPE_TO_CLASS), o)

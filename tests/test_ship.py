@@ -400,6 +400,12 @@ def test_trackers_that_are_not_there(make_cfg, capsys):
         assert main(['run', '--model', 'tiny', '--track', '[wandb]', '--output_dir', cfg.output_dir]) == 2
     assert 'pip install wandb' in capsys.readouterr().err and not Path(cfg.output_dir).exists()
 
+def test_a_tracker_that_is_not_there_from_a_process_of_its_own(make_cfg, tmp_path):
+    "Where nothing has made accelerate's state before."
+    code = "import importlib.util, sys; find = importlib.util.find_spec; importlib.util.find_spec = lambda n, *a: None if n == 'wandb' else find(n, *a); from fedai.cli import main; sys.exit(main(['run', '--track', '[wandb]', '--output_dir', sys.argv[1]]))"
+    r = subprocess.run([sys.executable, '-c', code, str(tmp_path/'run')], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])})
+    assert (r.returncode, r.stderr) == (2, "fedai: `track`: expected trackers that are installed (pip install wandb), got 'wandb'\n"), r.stderr
+
 def test_tensorboard(make_cfg):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
