@@ -95,9 +95,10 @@ def run(cfg:FedConfig, # the run's settings
        ):              # the server, tested
     "Train, test, and leave the whole layout in `cfg.output_dir`: what `fedai run` does."
     with _stoppable(lambda: _kept(cfg.output_dir, cfg.rounds)) as stop:
-        from fedai.algorithms import get_server
+        from fedai.algorithms import get_server, import_user_code
         from fedai.data import get_client_data
         from fedai.tracking import Curves, Progress, Trackers
+        import_user_code(cfg.imports)   # which may have a tracker
         trackers = [Trackers(cfg.track)] if cfg.track else []   # one that isn't installed is found before anything is loaded
         data,progress = get_client_data(cfg),Progress()
         server = get_server(cfg, data, callbacks=[progress, Curves(), *trackers, stop])

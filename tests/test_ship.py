@@ -400,6 +400,22 @@ def test_trackers_that_are_not_there(make_cfg, capsys):
         assert main(['run', '--model', 'tiny', '--track', '[wandb]', '--output_dir', cfg.output_dir]) == 2
     assert 'pip install wandb' in capsys.readouterr().err and not Path(cfg.output_dir).exists()
 
+def test_a_tracker_of_ones_own_is_imported_first(make_cfg, tmp_path, capsys):
+    (tmp_path/'mine.py').write_text("""
+from accelerate.tracking import GeneralTracker, LOGGER_TYPE_TO_CLASS
+class Told(GeneralTracker):
+    name,requires_logging_directory,tracker = 'told',False,None
+    def __init__(self, run_name, **kwargs): super().__init__()
+    def log(self, values, step=None, **kwargs): print('told', step, values['clients'])
+LOGGER_TYPE_TO_CLASS['told'] = Told
+""")
+    (tmp_path/'ok.jsonl').write_text('\n'.join(json.dumps(o) for o in sums(0, 40)))
+    assert main(['run', '--model', 'tiny', '--device', 'cpu', '--data', str(tmp_path/'ok.jsonl'), '--partition', 'iid', '--num_clients', '2', '--rounds', '2', '--local_step', '1', '--max_new_tokens', '2', '--graph', 'complete',
+                 '--track', '[told]', '--imports', f"[{tmp_path/'mine.py'}]", '--output_dir', str(tmp_path/'run')]) == 0
+    assert [o for o in capsys.readouterr().out.splitlines() if o.startswith('told')] == ['told 1 2.0','told 2 2.0']
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    del LOGGER_TYPE_TO_CLASS['told']
+
 def test_a_tracker_that_is_not_there_from_a_process_of_its_own(make_cfg, tmp_path):
     "Where nothing has made accelerate's state before."
     code = "import importlib.util, sys; find = importlib.util.find_spec; importlib.util.find_spec = lambda n, *a: None if n == 'wandb' else find(n, *a); from fedai.cli import main; sys.exit(main(['run', '--track', '[wandb]', '--output_dir', sys.argv[1]]))"
