@@ -6,7 +6,7 @@
 __all__ = ['Server_local', 'Server_fedavg', 'Server_fedavg_ft', 'Client_prox', 'Server_fedprox', 'Client_ditto', 'Server_ditto',
            'Server_fedu', 'Server_ffa', 'Server_rolora', 'Server_fedsa', 'add_to_base', 'Server_fedex', 'Server_flora',
            'bipartition', 'Server_ifca', 'Server_cfl', 'Server_hetlora', 'import_user_code', 'list_algorithms',
-           'get_server']
+           'get_class', 'get_server']
 
 # %% ../nbs/13_algorithms.ipynb #82373455
 import importlib, importlib.util, re, sys
@@ -323,6 +323,11 @@ def list_algorithms()->list: # a dict for each: name, paper, about, settings
     "The algorithms that are known."
     return [dict(name=n, paper=c.paper, about=(c.__doc__ or '').strip().splitlines()[0] if c.__doc__ else '', settings={k: list(v) for k,v in c.settings.items()}) for n,c in sorted(algorithm_classes.items())]
 
+def get_class(name:str): # a server class
+    "The algorithm of this name; raises `ConfigError` for one that there isn't."
+    if name not in algorithm_classes: raise ConfigError('name', 'one of ' + ', '.join(sorted(algorithm_classes)) + near(name, algorithm_classes), name)
+    return algorithm_classes[name]
+
 def get_server(cfg:FedConfig,  # its `name`, `algorithm_args` and `imports`
                lst_data_dict,  # {'train': ..., 'test': ...} a client
                model=None,     # as the server takes them all
@@ -333,5 +338,4 @@ def get_server(cfg:FedConfig,  # its `name`, `algorithm_args` and `imports`
               ):               # the algorithm's server
     "The server of the algorithm that the config names."
     import_user_code(cfg.imports)
-    if cfg.name not in algorithm_classes: raise ConfigError('name', 'one of ' + ', '.join(sorted(algorithm_classes)) + near(cfg.name, algorithm_classes), cfg.name)
-    return algorithm_classes[cfg.name](cfg, lst_data_dict, model, holdout_ds, client_class, callbacks, **kwargs)
+    return get_class(cfg.name)(cfg, lst_data_dict, model, holdout_ds, client_class, callbacks, **kwargs)

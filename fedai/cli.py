@@ -82,6 +82,12 @@ def _aside(as_json):
     "Within the block all that is printed goes to standard error, where a program reads standard output."
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
+def _check_picture(field, path):
+    "A picture, where one is asked for, must be one that can be written."
+    if path is None: return
+    if Path(path).suffix not in ('.png','.pdf','.svg'): raise ConfigError(field, 'a name that ends in .png, .pdf or .svg', path)
+    if not Path(path).absolute().parent.is_dir(): raise ConfigError(field, 'a file in a folder that exists', path)
+
 def _print_json(value):
     "A JSON value; what isn't finite is null."
     def plain(v):
@@ -182,8 +188,7 @@ def run_show_data(cfg:FedConfig, # the run's settings
     from fedai.prompts import Prompter
     if not clients.strip(): raise ConfigError('clients', 'how many, or names or numbers separated by commas', clients)
     if examples < 0: raise ConfigError('examples', 'at least 0', examples)
-    if plot is not None and Path(plot).suffix not in ('.png','.pdf','.svg'): raise ConfigError('plot', 'a name that ends in .png, .pdf or .svg', plot)
-    if plot is not None and not Path(plot).absolute().parent.is_dir(): raise ConfigError('plot', 'a file in a folder that exists', plot)
+    _check_picture('plot', plot)
     with _aside(as_json):
         data = get_client_data(cfg)
         prompter = Prompter(get_tokenizer(cfg), cfg.template, cfg.system_prompt, cfg.max_length)
@@ -255,14 +260,12 @@ def show_algorithms(as_json=False, # for programs
 def _graph_of(where):
     "(the graph, ηλ, a task for each client or `None`, what is said of it)."
     import numpy as np
-    from fedai.algorithms import get_server, import_user_code
+    from fedai.algorithms import get_class, import_user_code
     from fedai.data import get_client_data
-    from fedai.servers import algorithm_classes
     run = Path(where).is_dir()
     cfg = run_config(where) if run else load_config(where)
     import_user_code(cfg.imports)
-    if cfg.name not in algorithm_classes: raise ConfigError('name', 'one of ' + ', '.join(sorted(algorithm_classes)) + near(cfg.name, algorithm_classes), cfg.name)
-    cls = algorithm_classes[cfg.name]
+    cls = get_class(cfg.name)
     if not hasattr(cls, 'init_sim_matrix'): raise ConfigError('name', 'an algorithm with a graph', cfg.name)
     data = get_client_data(cfg)
     server = object.__new__(cls)   # it knows the graph without a model
@@ -280,8 +283,7 @@ def run_graph(where:str,     # a run's folder, or a config file
              )->dict:        # facts
     "Say what a client graph is like, and draw it: what `fedai graph` does."
     import numpy as np
-    if to is not None and Path(to).suffix not in ('.png','.pdf','.svg'): raise ConfigError('to', 'a name that ends in .png, .pdf or .svg', to)
-    if to is not None and not Path(to).absolute().parent.is_dir(): raise ConfigError('to', 'a file in a folder that exists', to)
+    _check_picture('to', to)
     with _aside(as_json): A,s,tasks,title = _graph_of(where)
     from fedai.graphs import graph_facts, plot_graph, plot_network
     f,n,w = graph_facts(A, s),(A > 0).sum(1),A[A > 0]
@@ -528,7 +530,6 @@ def run_export(args)->int: # of the command line; returns the exit code
 
 def run_chat(args)->int: # of the command line; returns the exit code
     "Talk to the clients of a run: what `fedai chat` does."
-    import contextlib
     from fedai.ship import Chat
     with contextlib.suppress(ImportError): import readline   # lines that can be edited
     print('loading the model ...', flush=True)
@@ -538,7 +539,7 @@ def run_chat(args)->int: # of the command line; returns the exit code
 # %% ../nbs/17_cli.ipynb #25cf0247
 def _add_ship(sub):
     "The commands that take a run's adapters elsewhere."
-    p = sub.add_parser('export', help="a client's adapter or model as a folder, or all adapters, ready to serve", allow_abbrev=False, description="Write a client's adapter as PEFT has it, with a model card; or the base model with the adapter merged into it; or all adapters with the command that serves them with vLLM. Nothing is overwritten.",
+    p = sub.add_parser('export', help="a client's adapter or model as a folder, or all adapters, ready to serve", description="Write a client's adapter as PEFT has it, with a model card; or the base model with the adapter merged into it; or all adapters with the command that serves them with vLLM. Nothing is overwritten.",
                        epilog='example: fedai export runs/demo --client 3 --to out/client3; fedai export runs/demo --all --to out/all')
     p.add_argument('run', help="a run's folder")
     p.add_argument('--client', metavar='N|NAME', help="a client's number or name")
@@ -547,7 +548,7 @@ def _add_ship(sub):
     p.add_argument('--merge', action='store_true', help='a whole model, with the adapter in it')
     p.add_argument('--push', metavar='USER/NAME', default='', help='also send it to a new, private repository on the Hugging Face Hub')
     p.add_argument('--public', action='store_true', help='a repository that everybody sees')
-    p = sub.add_parser('chat', help="talk to a client's model", allow_abbrev=False, description="Talk to a client's model in the terminal, in the run's own prompt. /client 3 takes another, /base the model as it was before.", epilog='example: fedai chat runs/demo --client 3')
+    p = sub.add_parser('chat', help="talk to a client's model", description="Talk to a client's model in the terminal, in the run's own prompt. /client 3 takes another, /base the model as it was before.", epilog='example: fedai chat runs/demo --client 3')
     p.add_argument('run', help="a run's folder")
     p.add_argument('--client', metavar='N|NAME', help="a client's number or name [the base model]")
     p.add_argument('--tokens', metavar='N', type=int, default=256, help='longest answer [256]')

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays, save as save_arrays
 from xxhash import xxh3_128
 from . import __version__
-from .algorithms import algorithm_classes, import_user_code
-from .config import ConfigError, FedConfig, load_config, near
+from .algorithms import algorithm_classes, get_class, import_user_code
+from .config import ConfigError, FedConfig, load_config
 from .data import ClientData
 from .engines import Failure, Reply, SequentialEngine
 from .evaluation import gain_table, score_table
@@ -126,7 +126,7 @@ class Trainer:
             c = d.client(i)
             if 'marked' not in vars(c): c.fingerprint,c.marked = hashlib.blake2b(c.fingerprint.encode(), key=self.secret[:64], digest_size=16).hexdigest(),True
         if self.only_sums and 'sum' not in say: raise ValueError('sum: expected one, with `--only-sums` at this site; the server wants to see its adapter')
-        sent = {int(k[4:]): a if 'sum' not in say else self.own_row(d, say, a).numpy() for k,a in arrays.items() if k.startswith('row/')}
+        sent = {int(k[4:]): self.own_row(d, say, a) for k,a in arrays.items() if k.startswith('row/')}
         out = d.train_here(self.common(d, say, arrays), sent, ids)
         if self.privacy:
             names = d.trained_tensors(say['round']) or set(d.live.tensors)
@@ -134,14 +134,13 @@ class Trainer:
         said = dict(round=say['round'], metrics={str(i): m for i,_,m in out})
         if 'sum' not in say: return pack(said, **{f'row/{i}': r for i,r,_ in out})
         (i,row,_), = out
-        self._keep(d, say, as_row(row))
+        self._keep(d, say, row)
         self.sum = SimpleNamespace(round=say['round'], run=self._run(say), member=Member(i), values=numbers_of(d.store.layout, as_row(row), summed_tensors(d, say['round'])))
         return pack(dict(**said, keys=self.sum.member.keys))
 
     def test(self, say, arrays):
-        d,row = self._server(say),arrays['row/0']
-        if 'sum' in say: row = self.own_row(d, say, row).numpy()
-        common = self.common(d, say, arrays)
+        d = self._server(say)
+        row,common = self.own_row(d, say, arrays['row/0']),self.common(d, say, arrays)
         (m,_), = d.test_here(common, [(say['place'], row)], say['scores'])
         if say['own'] and self.folder: self._save_adapter(d, common, row)
         return pack(dict(metrics={k: v for k,v in m.items() if k != 'task'}))
@@ -153,7 +152,12 @@ class Trainer:
         for name,tensors in common['tensors'].items():
             if tensors:
                 with atomic_file(self.folder/f'kept_{name}.safetensors') as f: f.write(save_arrays(tensors))
-        with atomic_file(self.folder/'adapter_model.safetensors') as f: f.write(d.store.layout.header + row.tobytes())
+        self._write(self.folder/'adapter_model.safetensors', d, row)
+
+    def _write(self, path, d, row):
+        with atomic_file(path) as f:
+            f.write(d.store.layout.header)
+            f.write(row)
 
     # where the server has sums only
 
@@ -172,21 +176,22 @@ class Trainer:
         for p in self.folder.glob(f'.rounds/{run}_*.safetensors'):
             if took is None or p != self._trained(run, took): p.unlink()
         (self.folder/'.rounds').mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._trained(run, say['round'])) as f: f.write(d.store.layout.header + row.numpy().tobytes())
+        self._write(self._trained(run, say['round']), d, row)
 
     def own_row(self,
                 d,            # the double
-                say:dict,     # with `sum`: the round that this client took part in last, and its own share in it
-                sent:np.ndarray, # (nbytes,) uint8: the mean
-               )->torch.Tensor:  # (nbytes,) uint8
-        "This client's state, which the server doesn't have: a W_k + (1 - a) mean."
+                say:dict,     # with `sum`, where the server has means only: the round that this client took part in last, and its own share in it
+                sent:np.ndarray, # (nbytes,) uint8: this client's state, or the mean
+               )->np.ndarray:    # (nbytes,) uint8
+        "This client's state: what was sent, or where the server doesn't have it a W_k + (1 - a) mean."
+        if 'sum' not in say: return sent
         took,a = say['sum']['took'],say['sum']['own']
         if self.folder is None: raise ConfigError('folder', 'one in which the site can keep its states', None)
-        if took is None: return as_row(sent)
+        if took is None: return sent
         path,layout = self._trained(self._run(say), took),d.store.layout
         if not path.exists(): raise ValueError(f'the state of round {took+1} is not in {path.parent}, and without it this client can not go on')
         mine,names = read_row(path, layout)[1],summed_tensors(d, took)
-        return d.cut_to_rank(with_numbers(layout, mine, names, a*numbers_of(layout, mine, names) + (1-a)*numbers_of(layout, as_row(sent), names)), say['place'])
+        return d.cut_to_rank(with_numbers(layout, mine, names, a*numbers_of(layout, mine, names) + (1-a)*numbers_of(layout, as_row(sent), names)), say['place']).numpy()
 
     def _summing(self, say):
         if self.sum is None or self.sum.round != say['round']: raise ValueError('round: no sum of this one is under way here')
@@ -286,13 +291,10 @@ class FlowerEngine:
             for ids in groups:
                 place = ids[0] % K
                 yield ids,place,pack(self.say(place, 'train', ids=ids), **{f'row/{i}': r for i,r in for_group(s, ids).items()}, **kept)
-        for ids,reply,why in ask(self.grid, self.nodes, jobs(), 'train', self.timeout, len(groups[0])*s.store.layout.nbytes if groups else 0, f'round {comm_round}'):
-            try:
-                if why is None:
-                    say,arrays = reply
-                    metrics = self._metrics(say, arrays, ids, comm_round, {f'row/{i}' for i in ids})
-                    got = [Reply(i, s.store.layout.views(_checked_row(s.store.layout, arrays[f'row/{i}'])), metrics[i]) for i in ids]
-            except Exception as e: why = _refusal(e)
+        def trained(ids, say, arrays):
+            metrics = self._metrics(say, arrays, ids, comm_round, {f'row/{i}' for i in ids})
+            return [Reply(i, s.store.layout.views(_checked_row(s.store.layout, arrays[f'row/{i}'])), metrics[i]) for i in ids]
+        for ids,got,why in ask(self.grid, self.nodes, jobs(), 'train', self.timeout, len(groups[0])*s.store.layout.nbytes if groups else 0, f'round {comm_round}', trained):
             yield from got if why is None else (Failure(i, why) for i in ids)
 
     def _metrics(self, say, arrays, ids, comm_round, names):
@@ -319,17 +321,11 @@ class FlowerEngine:
         def jobs():
             for k,(c,row) in enumerate(pairs):
                 if c.id < K: yield k,c.id,pack(self.say(c.id, 'test', scores=scores, **more(c)), **{'row/0': row.numpy()}, **kept)
-        for k,reply,why in ask(self.grid, self.nodes, jobs(), 'evaluate', self.timeout, 0, 'the test'):
-            c = pairs[k][0]
-            try:
-                if why is None:
-                    if not isinstance(m := reply[0].get('metrics'), dict): raise ValueError('metrics: expected those of one row')
-                    out[k] = c,dict(task='', **_checked_metrics(m)) if scores else _checked_metrics(m),None
-            except Exception as e: why = _refusal(e)
-            if why is not None: out[k] = c,None,why
+        def tested(k, say, arrays):
+            if not isinstance(m := say.get('metrics'), dict): raise ValueError('metrics: expected those of one row')
+            return dict(task='', **_checked_metrics(m)) if scores else _checked_metrics(m)
+        for k,m,why in ask(self.grid, self.nodes, jobs(), 'evaluate', self.timeout, 0, 'the test', tested): out[k] = pairs[k][0],m,why
         yield from (out[k] for k in range(len(pairs)))
-
-def _refusal(e): return f"refused: {e if isinstance(e, ValueError) else type(e).__name__}"   # whatever a site thinks of
 
 def ask(grid,         # Flower's
         nodes,        # place of a client -> its node
@@ -338,8 +334,9 @@ def ask(grid,         # Flower's
         timeout:float, # seconds for all of them
         most:int,     # bytes of a reply's rows
         what:str,     # it is for, in words
+        check,        # called with (key, what is said, arrays): what is wanted of a reply; whatever it raises is why it is refused
         patience=30., # seconds to wait for a node that isn't connected
-       ):             # yields (key, (what is said, arrays), `None`) or (key, `None`, why not), as they come
+       ):             # yields (key, what `check` gave, `None`) or (key, `None`, why not), as they come
     "Send messages to sites and wait for the replies."
     from flwr.app import Array, ArrayRecord, Message, RecordDict
     waiting,unsent,began,pause,patience = {},[],time.monotonic(),.05,min(patience, timeout)
@@ -357,8 +354,7 @@ def ask(grid,         # Flower's
         for m in came:
             key = waiting.pop(m.metadata.reply_to_message_id, None)
             if key is None: continue   # came before
-            try: yield key,_reply(m, most),None
-            except Exception as e: yield key,None,str(e) if isinstance(e, (ValueError,RuntimeError)) else f'refused: {type(e).__name__}'
+            yield key,*_heard(m, most, key, check)
         unsent = [job for job in unsent if not send(*job)]
         if unsent and time.monotonic() > began + patience:
             for key,*_ in unsent: yield key,None,'not connected'
@@ -369,18 +365,25 @@ def ask(grid,         # Flower's
     for key in waiting.values(): yield key,None,f'no reply within {timeout:g} s'
     for key,*_ in unsent: yield key,None,'not connected'
 
+def _heard(m, most, key, check):
+    "(what `check` makes of a reply, why not), one of which is `None`."
+    try: return check(key, *_reply(m, most)),None
+    except _NoReply as e: return None,str(e)
+    except Exception as e: return None,f"refused: {e if isinstance(e, ValueError) else type(e).__name__}"   # whatever a site thinks of
+
+class _NoReply(RuntimeError): pass
+
 def _reply(m, most):
-    "What a reply says; raises `RuntimeError` where there is none, `ValueError` where it is none."
-    if m.has_error(): raise RuntimeError(f'error {int(m.error.code)}: ' + ''.join(c for c in str(m.error.reason)[:200] if c.isprintable()))
+    "What a reply says; raises `_NoReply` where it says that there is none, `ValueError` where it is none."
+    if m.has_error(): raise _NoReply(f'error {int(m.error.code)}: ' + ''.join(c for c in str(m.error.reason)[:200] if c.isprintable()))
     try: a = m.content['fedai']['message']
-    except (KeyError,TypeError,AttributeError) as e: raise ValueError('refused: no message') from e
-    if len(a.data) > most + 2**16: raise ValueError(f'refused: {len(a.data):,} bytes, of at most {most + 2**16:,}')
+    except (KeyError,TypeError,AttributeError) as e: raise ValueError('no message') from e
+    if len(a.data) > most + 2**16: raise ValueError(f'{len(a.data):,} bytes, of at most {most + 2**16:,}')
     try: data = a.numpy()
-    except Exception as e: raise ValueError('refused: no array') from e
-    if data.dtype != np.uint8 or data.ndim != 1: raise ValueError('refused: no bytes')
-    try: say,arrays = unpack(data.tobytes())
-    except ValueError as e: raise ValueError(f'refused: {e}') from e
-    if 'error' in say: raise RuntimeError(f"{''.join(c for c in str(say['error'])[:60] if c.isalnum())} at the site, whose log says more")
+    except Exception as e: raise ValueError('no array') from e
+    if data.dtype != np.uint8 or data.ndim != 1: raise ValueError('no bytes')
+    say,arrays = unpack(data.tobytes())
+    if 'error' in say: raise _NoReply(f"{''.join(c for c in str(say['error'])[:60] if c.isalnum())} at the site, whose log says more")
     return say,arrays
 
 # %% ../nbs/15_flower.ipynb #ebf52256
@@ -389,6 +392,7 @@ class SumEngine(FlowerEngine):
     def __init__(self, server):
         super().__init__(server)
         check_sums(server)
+        self._own = None,{}   # of a round and its clients: client -> its own share a
 
     def groups(self, ids):
         "Whose adapters are summed."
@@ -401,8 +405,9 @@ class SumEngine(FlowerEngine):
         "What client i makes its state from: what it trained in which round, with which share."
         r = now or next((r for r in reversed(self.server.history) if i in r['selected']), None)
         if r is None: return dict(took=None, own=0.)
-        ids = r['selected']
-        return dict(took=r['round'], own=next(a for at,_,a in even_groups(self.server.mixing_matrix(ids, r['round'])) if ids.index(i) in at))
+        t,ids = r['round'],r['selected']
+        if self._own[0] != (t, ids): self._own = (t, ids),{ids[k]: a for at,_,a in even_groups(self.server.mixing_matrix(ids, t)) for k in at}
+        return dict(took=t, own=self._own[1][i])
 
     def test_own(self, clients, scores, round=None):
         "Have clients tested with the states that they make."
@@ -418,11 +423,9 @@ class SumEngine(FlowerEngine):
         def exchange(messages, check, most=0):
             "What `check` makes of each client's reply, of those who have one."
             got = {}
-            for i,reply,why in ask(self.grid, self.nodes, ((i, i, m) for i,m in messages.items()), 'train', self.timeout, most, f'round {t}'):
-                try:
-                    if why is None: got[i] = check(i, *reply)
-                except Exception as e: why = _refusal(e)
-                if why is not None: lost[i] = why
+            for i,o,why in ask(self.grid, self.nodes, ((i, i, m) for i,m in messages.items()), 'train', self.timeout, most, f'round {t}', check):
+                if why is None: got[i] = o
+                else: lost[i] = why
             return got
         def trained(i, say, arrays): return self._metrics(say, arrays, [i], t, set())[i],checked_keys(say.get('keys'))
         def step(op, says, check): return exchange({i: pack(dict(op=op, round=t, **o)) for i,o in says.items()}, check, 8*P)
@@ -445,11 +448,11 @@ def flower_engine(server):
 # %% ../nbs/15_flower.ipynb #68af0b1e
 def check_config(cfg:FedConfig):
     "Raises `ConfigError` for what needs the clients' data at the server."
-    if cfg.name not in algorithm_classes: raise ConfigError('name', 'one of ' + ', '.join(sorted(algorithm_classes)) + near(cfg.name, algorithm_classes), cfg.name)
-    if algorithm_classes[cfg.name].needs_data: raise ConfigError('name', 'an algorithm whose server needs no data, on Flower', cfg.name)
+    cls = get_class(cfg.name)
+    if cls.needs_data: raise ConfigError('name', 'an algorithm whose server needs no data, on Flower', cfg.name)
     if cfg.graph == 'tasks': raise ConfigError('graph', "another than 'tasks' on Flower, where the server doesn't see examples", cfg.graph)
     if cfg.graph_args.get('measure') == 'data': raise ConfigError('graph_args: measure', "'states' or 'updates' on Flower", 'data')
-    if cfg.secure_aggregation and cfg.num_clients: check_settings(cfg, algorithm_classes[cfg.name])
+    if cfg.secure_aggregation and cfg.num_clients: check_settings(cfg, cls)
 
 def central(cfg:FedConfig,
             clients,       # a dict each: name, node, examples, test
@@ -470,10 +473,11 @@ def meet(grid,          # Flower's
     until = time.monotonic() + wait
     while True:
         here,new = set(grid.get_node_ids()),{i: c['node'] for i,c in enumerate(clients) if 'examples' not in c}
-        for i,reply,why in ask(grid, new, [(i, i, pack(dict(op='hello'))) for i,n in new.items() if n in here], 'query', 60., 0, 'hello'):
-            if why is not None: continue
-            say = reply[0]
-            if all(type(say.get(k)) is int and 0 < say[k] < 2**40 for k in ('examples','test')): clients[i].update(examples=say['examples'], test=say['test'])
+        def counts(i, say, arrays):
+            if not all(type(say.get(k)) is int and 0 < say[k] < 2**40 for k in ('examples','test')): raise ValueError('expected numbers of examples')
+            return {k: say[k] for k in ('examples','test')}
+        for i,found,why in ask(grid, new, [(i, i, pack(dict(op='hello'))) for i,n in new.items() if n in here], 'query', 60., 0, 'hello', counts):
+            if why is None: clients[i].update(found)
         met = all('examples' in c for c in clients)
         if met and (time.monotonic() > until or all(c['node'] in here for c in clients)): return
         if time.monotonic() > until: raise TimeoutError(f"never connected: {', '.join(c['name'] for c in clients if 'examples' not in c)}")

@@ -19,7 +19,7 @@ from .lm import count_saved
 from .servers import BaseServer, algorithm_classes
 from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
-from .utils import LazyList, existing, rng, spread
+from .utils import LazyList, can_write, existing, rng, spread
 
 # %% ../nbs/13b_plan.ipynb #13bee64f
 def _process(key): # bytes; `None` where there is no /proc
@@ -430,7 +430,7 @@ def make_plan(cfg:FedConfig,      # the run's settings
     for k,v in dict(clients=clients, seconds=seconds, memory=memory, disk=disk, hours=hours).items():
         if v is not None and (isinstance(v, bool) or not isinstance(v, int if k == 'clients' else (int,float)) or not 0 < v < math.inf): raise ConfigError(k, 'a whole number above 0' if k == 'clients' else 'a number above 0', v)
     near = existing(cfg.output_dir)
-    if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK): raise ConfigError('output_dir', f'a folder that can be written ({near} is none)', cfg.output_dir)
+    if not can_write(near): raise ConfigError('output_dir', f'a folder that can be written ({near} is none)', cfg.output_dir)
     data = get_client_data(cfg) if lst_data_dict is None else lst_data_dict
     with _trial(cfg, data, model, kwargs, clock) as (server,watch):
         cfg = server.cfg.replace(output_dir=cfg.output_dir)

@@ -28,7 +28,7 @@ from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import History, Progress
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
-from .utils import atomic_file, existing, LazyList, rng, write_json, write_text
+from .utils import atomic_file, can_write, existing, LazyList, rng, write_json, write_text
 
 # %% ../nbs/12_servers.ipynb #87013379
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
@@ -127,8 +127,7 @@ class BaseServer:
 
     def _check_folder(self):
         "The output folder must be one that can be made and written."
-        there = existing(self.cfg.output_dir)
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK): raise ConfigError('output_dir', f'a folder that can be written ({there} is none)', str(Path(self.cfg.output_dir).absolute()))
+        if not can_write(self.cfg.output_dir): raise ConfigError('output_dir', f'a folder that can be written ({existing(self.cfg.output_dir)} is none)', str(Path(self.cfg.output_dir).absolute()))
 
     def _check_data(self):
         if len(self.lst_data_dict) != self.num_clients: raise ConfigError('num_clients', f'{len(self.lst_data_dict)}, the length of lst_data_dict', self.num_clients)

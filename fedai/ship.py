@@ -251,9 +251,13 @@ def _write_change(folder, server):
 def _write_merged(folder, server, i):
     "The base model with a client's adapter in it, and the tokenizer."
     server.live.load(_row(server, i))
+    _save_model(folder, server, lambda model: model.merge_and_unload(safe_merge=True))
+
+def _save_model(folder, server, plain):
+    "What `plain` makes of the PEFT model, and the tokenizer."
     model = server.model if isinstance(server, _Reading) else copy.deepcopy(server.model)   # another's goes on training
     with _quiet():
-        model.merge_and_unload(safe_merge=True).save_pretrained(folder)
+        plain(model).save_pretrained(folder)
         server.tokenizer.save_pretrained(folder)
 
 # %% ../nbs/16a_ship.ipynb #0efad95d
@@ -307,13 +311,6 @@ def _slugs(names):
         out.append(s if s and s != 'base' and s not in out else f'{s}-{i}'.strip('-'))
     return out
 
-def _write_base(folder, server):
-    "The base model as the run's adapters need it, and the tokenizer."
-    model = server.model if isinstance(server, _Reading) else copy.deepcopy(server.model)
-    with _quiet():
-        model.unload().save_pretrained(folder)
-        server.tokenizer.save_pretrained(folder)
-
 # %% ../nbs/16a_ship.ipynb #bd894425
 def export_all(run,         # a run's folder, or a server
                to:str|Path, # a folder that isn't there yet, or an empty one
@@ -334,7 +331,7 @@ def export_all(run,         # a run's folder, or a server
             (folder/s/'README.md').write_text(model_card(server, i, base, alone=False), encoding='utf-8')
             own = card.get('clients', {}).get(str(i), {})
             listed.append(dict(client=i, name=n, path=s, **{k: own[k] for k in ('task','n','loss',score) if own.get(k) is not None}))
-        if with_base: _write_base(folder/'base', server)
+        if with_base: _save_model(folder/'base', server, lambda model: model.unload())
         write_json(folder/'adapters.json', dict(base=base, rank=_peft_config(server)['r'], adapters=listed))
         command = serve_command('./base' if with_base else base, {o['path']: f"./{o['path']}" for o in listed}, _peft_config(server)['r'])
         note = '# Adapters with tokens of their own: vLLM may not take them. Then serve merged models (fedai export --merge).\n' if cfg.add_tokens else ''

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .config import ConfigError, FedConfig, dump_config, load_config
 from .partition import natural
-from .utils import existing, write_json, write_text
+from .utils import can_write, write_json, write_text
 
 # %% ../nbs/15a_sites.ipynb #cee889dc
 def _crypto():
@@ -403,7 +403,7 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
     secret = Path(key).read_bytes()
     if isinstance(privacy, dict): privacy = Privacy(**{'path': f'{key}.account.json', **privacy})
     keep = Path(folder or f"{str(key).removesuffix('.key')}.adapter").absolute()
-    if not existing(keep).is_dir() or not os.access(existing(keep), os.W_OK | os.X_OK): raise ConfigError('keep', 'a folder that can be written', str(keep))
+    if not can_write(keep): raise ConfigError('keep', 'a folder that can be written', str(keep))
     trainer = Trainer(data, cfg or FedConfig(), model, hashlib.sha256(b'fedai data mark' + secret).digest(), privacy, keep, only_sums, out)
     def ended(*_): raise KeyboardInterrupt
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, ended)

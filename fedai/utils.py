@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['key_seed', 'rng', 'keyed_torch', 'sync_dir', 'atomic_file', 'write_text', 'write_json', 'cache_dir', 'spread',
-           'existing', 'LazyList']
+           'existing', 'can_write', 'LazyList']
 
 # %% ../nbs/01_utils.ipynb #40b07274
 import hashlib, json, os, uuid
@@ -112,6 +112,11 @@ def existing(path:str|Path)->Path: # absolute
     p = Path(path).absolute()
     while not p.exists() and p != p.parent: p = p.parent
     return p
+
+def can_write(path:str|Path)->bool:
+    "Is it a folder that can be written, or one that could be made?"
+    there = existing(path)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 # %% ../nbs/01_utils.ipynb #1e29fe94
 class LazyList(Sequence):

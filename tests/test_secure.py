@@ -206,7 +206,7 @@ def test_no_adapter_leaves_a_site(make_cfg, tmp_path):
     for t in real.values():
         keep = t._keep
         def spy(d, say, row, keep=keep):
-            trained.append(row.numpy().copy())
+            trained.append(np.array(row))
             keep(d, say, row)
         t._keep = spy
     s.fit()
