@@ -16,7 +16,7 @@ from .config import ConfigError, RunError
 from .data import commonest_answer
 from .metrics import gains, lower_is_better, summarise
 from .store import mean_rows
-from .utils import spread, write_json, write_text
+from .utils import aligned, spread, write_json, write_text
 
 # %% ../nbs/11a_evaluation.ipynb #29c4a3ac
 def _bar(pairs, total, what): return tqdm(pairs, total=total, desc=what, unit='client', leave=False, disable=None)
@@ -111,13 +111,6 @@ def test_clients(server,          # a server whose run may be at any round
 # %% ../nbs/11a_evaluation.ipynb #048f97c5
 _parts = ('base','commonest','average','versus')
 
-def _lines(rows, left=2, rules=()):
-    "Rows as aligned columns, the first `left` of them to the left; a rule before the rows numbered in `rules`."
-    width = [max(len(r[j]) for r in rows) for j in range(len(rows[0]))]
-    out = ['  '.join(o.ljust(w) if j < left else o.rjust(w) for j,(o,w) in enumerate(zip(r, width))).rstrip() for r in rows]
-    for j in sorted(rules, reverse=True): out.insert(j, '-'*(sum(width) + 2*len(width) - 2))
-    return '\n'.join(out)
-
 # %% ../nbs/11a_evaluation.ipynb #d7e885a2
 def headline(card:dict, # a scorecard
             )->str:     # a metric
@@ -144,7 +137,7 @@ def score_table(card:dict, # a scorecard, as `BaseServer.test` makes it
         return [card.get('names', {}).get(i, i), c.get('task', ''), *cells(lambda p,k: parts[p]['clients'].get(i, {}).get(k))]
     rows = [client(i) for i in ids]
     rows += [[o,'',*cells(lambda p,k: parts[p][f].get(k))] for o,f in (('mean','mean'),('median','median'),('worst tenth','worst_decile'),('best','best'))]
-    return _lines([head, *rows], rules=(1, len(rows) - 3)) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
+    return aligned([head, *rows], 2, (1, len(rows) - 3)) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
 
 def gain_table(card:dict, # a scorecard
               )->str:     # lines of text
@@ -156,7 +149,7 @@ def gain_table(card:dict, # a scorecard
         if k in empty: continue
         rows.append([k.replace('_', ' '), f'{v:.2f}', '[{:.2f}, {:.2f}]'.format(*card['interval'][k])])
         for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.2f} [{g[k]['low']:+.2f}, {g[k]['high']:+.2f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
-    return _lines(rows, 1, (1,)) + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
+    return aligned(rows, 1, (1,)) + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
 
 # %% ../nbs/11a_evaluation.ipynb #0bf0dbd7
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it
@@ -283,4 +276,4 @@ def newcomer_table(found:dict, # as `test_newcomers` gives
     keys = [(k,w) for k in ['loss', *([score] if score else [])] for w in ('before','after') if w in found['starts']['start']]
     rows = [['newcomer starts from','newcomers', *(f"{k.replace('_', ' ')} {w}" for k,w in keys)]]
     rows += [[s, str(v['n']), *(f'{v[w][k]:.2f}' if k in v[w] else '' for k,w in keys)] for s,v in found['starts'].items()]
-    return _lines(rows, 1, (1,))
+    return aligned(rows, 1, (1,))

@@ -12,7 +12,7 @@ import inspect, math, numbers, re, warnings
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc, xxhash
 from .config import ConfigError, near
-from .utils import key_seed, rng
+from .utils import aligned, key_seed, rng
 
 # %% ../nbs/03c_partition.ipynb #4c9770d4
 def natural(s): # for `sorted`
@@ -377,7 +377,7 @@ def partition_table(parts,       # index arrays, one a client
             for name,c in zip(names or [str(k) for k in range(len(parts))], counts): rows.append([_short(str(name), 24), *(f'{v:,}' for v in c), *([f'{c.sum():,}'] if labels is not None else [])])
             width = [max(map(len, col)) for col in zip(*rows)]
             if sum(width) + 2*len(width) <= max_width: break
-        out = ['  '.join(o.ljust(w) if i == 0 else o.rjust(w) for i,(o,w) in enumerate(zip(row, width))) for row in rows] + ['', *out]
+        out = [aligned(rows), '', *out]
     out.append(f'examples a client: {total.min():,} to {total.max():,}, median {np.median(total):,.0f}')
     if labels is not None:
         counts,head = _counts(parts, labels, 10**9)

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from .config import ConfigError, near
 from .graphs import plot_graph
-from .utils import spread
+from .utils import aligned, spread
 
 # %% ../nbs/11_tracking.ipynb #344f3845
 class Callback:
@@ -278,8 +278,7 @@ class History(list):
         def line(r): return [str(r['round']+1), str(len(r['selected'])), *(f'{r[k]:.3f}' if k in r else '' for k in ('mean_loss','mean_test_loss','holdout_loss')), f"{r['pull']['mean']:.1%}"]
         rows = [['round','clients','loss','test loss','holdout loss','pull'], *map(line, self if len(self) <= 12 else self[:3] + self[-8:])]
         rows = [[r[j] for j in range(6) if j < 3 or j == 5 or any(o[j] for o in rows[1:])] for r in rows]
-        width = [max(len(r[j]) for r in rows) for j in range(len(rows[0]))]
-        out = ['  '.join(o.rjust(w) for o,w in zip(r, width)) for r in rows]
+        out = aligned(rows, 0).splitlines()
         if len(self) > 12: out.insert(4, f'{len(self) - 11} more'.rjust(len(out[0])))
         return '\n'.join(out)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['key_seed', 'rng', 'keyed_torch', 'sync_dir', 'atomic_file', 'write_text', 'write_json', 'cache_dir', 'spread',
-           'existing', 'can_write', 'LazyList']
+           'existing', 'aligned', 'can_write', 'LazyList']
 
 # %% ../nbs/01_utils.ipynb #40b07274
 import hashlib, json, os, uuid
@@ -112,6 +112,16 @@ def existing(path:str|Path)->Path: # absolute
     p = Path(path).absolute()
     while not p.exists() and p != p.parent: p = p.parent
     return p
+
+def aligned(rows,     # lists of texts, as long as each other
+            left=1,   # columns that are flush left
+            rules=(), # rows before which there is a rule
+           )->str:    # lines of text
+    "Rows as aligned columns."
+    width = [max(len(r[j]) for r in rows) for j in range(len(rows[0]))]
+    out = ['  '.join(o.ljust(w) if j < left else o.rjust(w) for j,(o,w) in enumerate(zip(r, width))).rstrip() for r in rows]
+    for j in sorted(rules, reverse=True): out.insert(j, '-'*(sum(width) + 2*len(width) - 2))
+    return '\n'.join(out)
 
 def can_write(path:str|Path)->bool:
     "Is it a folder that can be written, or one that could be made?"
