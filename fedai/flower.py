@@ -7,7 +7,7 @@ __all__ = ['pack', 'unpack', 'Trainer', 'layout_key', 'FlowerEngine', 'ask', 'Su
            'central', 'meet', 'serve']
 
 # %% ../nbs/15_flower.ipynb #8acc8b29
-import dataclasses, hashlib, json, math, sys, time, traceback
+import dataclasses, hashlib, json, math, os, sys, threading, time, traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -483,13 +483,23 @@ def meet(grid,          # Flower's
         if time.monotonic() > until: raise TimeoutError(f"never connected: {', '.join(c['name'] for c in clients if 'examples' not in c)}")
         time.sleep(.5)
 
+def _end_with(process):
+    "End this process, as a kill would, as soon as another is gone."
+    while True:
+        try: os.kill(process, 0)
+        except ProcessLookupError: os._exit(1)
+        except PermissionError: pass
+        time.sleep(.5)
+
 def serve(grid,           # Flower's
           config,         # path of the run's config
           folder,         # of the federation: has `clients.json`
           wait=300.,      # seconds to wait for clients who aren't connected
+          starter=None,   # the process that started all this: when it is gone, this one ends too, and its folder is free for the next
          ):
     "What the app at the server does: train, test, and write what a run leaves."
     folder = Path(folder)
+    if starter: threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     with open(folder/'run.log', 'a', buffering=1) as out:
         try:
             clients = json.loads((folder/'clients.json').read_text())

@@ -9,6 +9,7 @@ __all__ = ['make_site_key', 'make_server_keys', 'gate', 'read_clients', 'serve_f
 import ctypes, datetime, hashlib, ipaddress, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from .config import ConfigError, FedConfig, dump_config, load_config
 from .partition import natural
 from .utils import can_write, write_json, write_text
@@ -87,6 +88,7 @@ clientapp = "fedai_app.client:app"
 config = ""
 folder = ""
 wait = 300.0
+starter = 0
 '''
 
 _client_app = '''from flwr.clientapp import ClientApp
@@ -101,7 +103,8 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     from fedai.flower import serve
-    serve(grid, context.run_config["config"], context.run_config["folder"], float(context.run_config["wait"]))
+    run = context.run_config
+    serve(grid, run["config"], run["folder"], float(run["wait"]), int(run["starter"]))
 '''
 
 def _app():
@@ -254,6 +257,9 @@ def serve_federation(config:str|Path, # a YAML file
     if cfg.num_clients not in (None,len(clients)): raise ConfigError('num_clients', f'{len(clients)}, the number of keys in {folder/"clients"}', cfg.num_clients)
     cfg = cfg.replace(num_clients=len(clients), engine='auto', output_dir=str(Path(cfg.output_dir).absolute()))
     check_config(cfg)
+    lock = FileLock(folder/'.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout: raise ConfigError('folder', 'one in which no server is running', str(folder)) from None
     home,log,said = folder/'flwr',folder/'superlink.log',folder/'run.log'
     home.mkdir(exist_ok=True)
     write_text(folder/'config.yaml', dump_config(cfg))
@@ -276,7 +282,7 @@ def serve_federation(config:str|Path, # a YAML file
         write_json(folder/'clients.json', clients)
         door = _open_gate(folder, listen, port)
         print(f"{len(clients)} clients are registered, and may connect to {listen[0]}:{listen[1]}", file=out, flush=True)
-        run = control.run(config=str(folder/'config.yaml'), folder=str(folder), wait=float(wait))
+        run = control.run(config=str(folder/'config.yaml'), folder=str(folder), wait=float(wait), starter=os.getpid())
         while True:
             time.sleep(.5)
             if link.poll() is not None: raise RuntimeError(f"Flower's SuperLink ended:\n{_tail(log)}")
@@ -292,7 +298,8 @@ def serve_federation(config:str|Path, # a YAML file
         return int(status != 'finished:completed')
     finally:
         if door: door.should_exit = True
-        _stop(link)
+        _stop(link, .5)   # the run is written; Flower would wait for sites that are still connected, which come back by themselves
+        lock.release()
 
 # %% ../nbs/15a_sites.ipynb #3f76b64d
 class _SuperNode:
