@@ -72,7 +72,9 @@ class BaseClient:
         d = self.train_data
         return dict(out, examples=len(d.items), dropped=d.dropped, cut=d.cut, data=self.fingerprint)
 
-    def train(self, comm_round:int)->dict: # as `report` gives
+    def train(self,
+              comm_round:int, # t, from 0
+             )->dict:         # as `report` gives
         "Train the live model, which holds this client's state, for one round. A class that overrides this trains one by one."
         return self.report(local_steps(self.server.live, self.server.task, [self.job(self.server.live, 0, comm_round)], comm_round)[0])
 

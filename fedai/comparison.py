@@ -105,11 +105,18 @@ class Comparison:
         self.values,self.algorithms = (list(dict.fromkeys(r[k] for r in rows)) for k in ('value','algorithm'))
         self.references = [o for o in references if o in self.algorithms]
 
-    def of(self, value, algorithm)->dict: # (seed, client) -> row
+    def of(self,
+           value,     # of the sweep
+           algorithm, # its label
+          )->dict:    # (seed, client) -> row
         "The rows of an algorithm at a value of the sweep."
         return {(r['seed'],r['client']): r for r in self.rows if r['value'] == value and r['algorithm'] == algorithm}
 
-    def gain(self, value, algorithm, reference)->dict: # mean, low, high; `better` and `worse`, shares of clients; diffs, a number a client
+    def gain(self,
+             value,     # of the sweep
+             algorithm, # its label
+             reference, # that of the one it is held against
+            )->dict:    # mean, low, high; `better` and `worse`, shares of clients; diffs, a number a client
         "How much better than another algorithm, client by client; positive is better, also where less is better."
         a,b = self.of(value, algorithm),self.of(value, reference)
         if a.keys() != b.keys(): raise ValueError(f"{algorithm}, {reference}: expected the same clients and seeds, got {len(a)} and {len(b)}")
@@ -186,7 +193,9 @@ class Comparison:
                 axs[0][1].set_xlim(-.6, len(others)-.4)
         return fig
 
-    def save(self, folder:str|Path):
+    def save(self,
+             folder:str|Path, # that is there
+            ):
         "Write `compare.csv` (all rows), `compare.json` (the summary), `compare.md` (the table) and `compare.png`."
         import matplotlib.pyplot as plt
         folder,out = Path(folder),io.StringIO(newline='')

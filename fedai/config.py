@@ -265,7 +265,8 @@ def yaml_value(text:str): # a number, text, list, mapping, true, false or null
     return yaml.load(text, _Loader)
 
 # %% ../nbs/00_config.ipynb #d772161d
-def read_yaml(path:str|Path)->dict: # field -> value
+def read_yaml(path:str|Path, # of a YAML file
+             )->dict:        # field -> value
     "The mapping in a YAML file; raises `ConfigError` where there is none."
     path = Path(path)
     if not path.is_file(): raise ConfigError('config', 'a YAML file', str(path))
@@ -284,7 +285,8 @@ def load_config(path:str|Path|dict, # a YAML file with fields of `FedConfig`, or
     if overrides.get('coupling') is not None: d.pop('lambda_', None)
     return FedConfig(**{**d, **overrides})
 
-def dump_config(cfg:FedConfig)->str: # YAML text that `load_config` reads back
+def dump_config(cfg:FedConfig, # as it is, with what was filled in
+               )->str:         # YAML text that `load_config` reads back
     "The whole config as YAML, in the order of the fields."
     return yaml.safe_dump(cfg.asdict(), sort_keys=False, allow_unicode=True)
 

@@ -208,7 +208,7 @@ def get_client_data(cfg:FedConfig, # its fields of the group 'data', `num_client
 def _short(text, n=100): return ' '.join(text.split())[:n] + ('...' if len(' '.join(text.split())) > n else '')
 
 def token_facts(data:ClientData,  # or any list of dicts with 'train' and 'test'
-                prompter:Prompter,
+                prompter:Prompter, # makes the tokens
                 on_bad:str='error', # or 'drop'
                 most:int=200,     # clients that are looked at, from the first on
                )->dict:           # prompt, answer: quantiles of tokens; cut: prompts that were; dropped: examples that can't be tokenised; why: places and reasons of the first of them
@@ -229,7 +229,7 @@ def token_facts(data:ClientData,  # or any list of dicts with 'train' and 'test'
     return dict(clients=min(most, len(data)), examples=len(both), prompt=quantiles(both[:,0]), answer=quantiles(both[:,1]), cut=cut, dropped=dropped, why=why)
 
 def show_example(e:Encoded,      # a tokenised example
-                 tokenizer,
+                 tokenizer,      # that its tokens are of
                  colour=False,   # dim what is masked?
                 )->str:
     "What a model sees of an example: what is masked, then what is learned."
@@ -239,7 +239,7 @@ def show_example(e:Encoded,      # a tokenised example
     return block('  masked  | ', prompt) + '\n' + block('  learned | ', answer)
 
 def show_data(data:ClientData,    # from `get_client_data`
-              prompter:Prompter,
+              prompter:Prompter,  # makes the tokens
               clients=3,          # how many, from the first on, or which, by number or name
               examples:int=2,     # training examples of each
               on_bad:str='error', # or 'drop'

@@ -173,7 +173,7 @@ def samples(said,       # the lines of `generations.jsonl`, or the folder of a r
     return '\n'.join(out).rstrip()
 
 # %% ../nbs/11a_evaluation.ipynb #79521cf2
-def cross_evaluation(server,
+def cross_evaluation(server,        # with a store, and clients to test
                      ids=None,      # clients; None: all, or where there are more than 32, that many spread over them
                      metric='loss', # 'loss', or a score, for which answers are generated
                     )->np.ndarray:  # (n, n): row i has what client ids[i]'s adapter does on the data of each
@@ -196,7 +196,7 @@ def cross_evaluation(server,
     return X
 
 def plot_cross(X:np.ndarray, # (n, n), as `cross_evaluation` gives it
-               metric='loss',
+               metric='loss', # that it has, for the title and for what is good
                names=None,   # n names
                ax=None,      # matplotlib axes; new ones when not given
               ):             # the axes
@@ -216,7 +216,7 @@ def plot_cross(X:np.ndarray, # (n, n), as `cross_evaluation` gives it
     return ax
 
 # %% ../nbs/11a_evaluation.ipynb #1d4f4c06
-def newcomer(server,
+def newcomer(server,         # whose clients trained
              data:dict,       # {'train': ..., 'test': ...}
              name='newcomer', # for messages
              neighbours=None, # ids of clients, or id -> weight; None: those of the same task
@@ -254,7 +254,7 @@ def newcomer(server,
     for k,(_,m,_) in zip(starts, server.engine.test((c, r) for r in trained)): out[k]['after'] = m
     return out
 
-def test_newcomers(server,
+def test_newcomers(server,         # whose clients trained
                    newcomers=None, # name -> {'train': ..., 'test': ...}; None: those of the server's data
                    rounds=1,       # of training of their own
                   )->dict:         # rounds; clients: name -> as `newcomer` gives; starts: start -> n, and the means `before` and `after`

@@ -43,7 +43,8 @@ def random_graph(num_clients:int, # K
     A[A < cut] = 0
     return A + A.T
 
-def complete_graph(num_clients:int)->np.ndarray: # (K, K)
+def complete_graph(num_clients:int, # K
+                  )->np.ndarray:    # (K, K)
     "Every client learns from every other, with weight 1."
     return 1. - np.eye(num_clients)
 
@@ -181,7 +182,8 @@ def laplacian(A:np.ndarray, # (K, K) client graph
     "Graph Laplacian of the client graph `A`."
     return np.diag(A.sum(1)) - A
 
-def max_degree(A:np.ndarray)->float: # 0 for a graph without edges
+def max_degree(A:np.ndarray, # (K, K) client graph
+              )->float:      # 0 for a graph without edges
     "The largest degree: the most that any client learns from all its neighbours together."
     return float(A.sum(1).max(initial=0))
 
@@ -327,7 +329,7 @@ def state_similarity(states, # K dicts name -> tensor, with the same names and s
 def plot_graph(A:np.ndarray,  # (K, K) client graph
                labels=None,   # K labels, such as task names; their clients' numbers are put before them
                ax=None,       # matplotlib axes; new ones when not given
-               title='who learns from whom',
+               title='who learns from whom', # above the picture
               ):              # the axes
     "Heat map of a client graph."
     import matplotlib.pyplot as plt
@@ -363,7 +365,7 @@ def _place(W):
 def plot_network(A:np.ndarray, # (K, K) client graph
                  labels=None,  # K labels, such as task names: a colour each
                  ax=None,      # matplotlib axes; new ones when not given
-                 title='who learns from whom',
+                 title='who learns from whom', # above the picture
                 ):             # the axes
     "The clients as a network, coloured by label; lines are wider and darker the larger the weight."
     import matplotlib.pyplot as plt

@@ -176,7 +176,9 @@ def load_base(cfg:FedConfig): # a transformers causal language model
     model = _tiny_model(261).to(dtype) if cfg.model == 'tiny' else _loaded(AutoModelForCausalLM, cfg.model, dtype=dtype)
     return model.requires_grad_(False)
 
-def get_base_model(cfg:FedConfig, tokenizer=None): # tokenizer: `get_tokenizer(cfg)` when not given
+def get_base_model(cfg:FedConfig,  # its `model`, `base_precision`, `seed`
+                   tokenizer=None, # `get_tokenizer(cfg)` when not given
+                  ):               # a transformers model, frozen
     "The base model that a run's adapters belong on: `cfg.model`, its embeddings resized where the tokenizer has more tokens."
     return fit_embeddings(load_base(cfg), tokenizer or get_tokenizer(cfg), cfg.seed).requires_grad_(False)
 
@@ -224,7 +226,9 @@ def add_lora(model,         # a causal language model; it is frozen and changed 
         try: return get_peft_model(model.requires_grad_(False), lora)
         except (ValueError,re.error) as e: raise ConfigError('target_modules', 'layers that peft can put a LoRA on', f'{cfg.target_modules} ({e})') from e
 
-def get_model(cfg:FedConfig, tokenizer=None): # a peft.PeftModel; tokenizer: `get_tokenizer(cfg)` when not given
+def get_model(cfg:FedConfig,  # its `model`, and what there is to say of LoRA
+              tokenizer=None, # `get_tokenizer(cfg)` when not given
+             ):               # a `peft.PeftModel`
     "The base model of `cfg` with its LoRA; tokens that the model's own tokenizer doesn't have are new, and trained."
     own = get_tokenizer(cfg)
     if tokenizer is None: return add_lora(load_base(cfg), cfg, own)

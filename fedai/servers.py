@@ -79,7 +79,7 @@ class BaseServer:
         return self
 
     def __init__(self,
-                 cfg:FedConfig,
+                 cfg:FedConfig,     # the run's settings
                  lst_data_dict,     # {'train': ..., 'test': ...} a client: lists or datasets of example dicts, or of (input, target) for a plain module
                  model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion
                  holdout_ds=None,   # the server's own examples, those of the data when not given: their loss under the mean of the round's clients goes into the history
@@ -238,11 +238,15 @@ class BaseServer:
         return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection(self.examples(range(K)), *args),
                                                     neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available, power_of_choice=by_loss)[kind], cfg.selection_args)
 
-    def examples(self, ids)->list: # a number for each
+    def examples(self,
+                 ids,     # of rows
+                )->list:  # a number for each
         "How many training examples the clients have that these rows belong to."
         return [len(self.lst_data_dict[i % self.num_clients]['train']) for i in ids]
 
-    def row_ids(self, ids)->list: # ids of rows
+    def row_ids(self,
+                ids,     # the clients of a round
+               )->list:  # ids of rows
         "The rows that a round trains and mixes for these clients; an algorithm may keep several for each."
         return ids
 
@@ -250,15 +254,21 @@ class BaseServer:
         "The client that trains a row."
         return self.client_list[i]
 
-    def trained_tensors(self, comm_round:int)->set: # names, or `None` for all
+    def trained_tensors(self,
+                        comm_round:int, # t, from 0
+                       )->set:          # names, or `None` for all
         "What of a row is trained in a round."
         return None
 
-    def kept_tensors(self, comm_round:int)->set: # names
+    def kept_tensors(self,
+                     comm_round:int, # t, from 0
+                    )->set:          # names
         "What of a row each client keeps when rows are mixed: buffers, where the config says so."
         return self.own
 
-    def shares(self, comm_round:int)->bool:
+    def shares(self,
+               comm_round:int, # t, from 0
+              )->bool:
         "Does a round end with one model for all?"
         return self.one_model
 
@@ -283,7 +293,9 @@ class BaseServer:
         "A client's committed state, or the common start, as its rank can hold it: what it is sent."
         return self.cut_to_rank(self.model_row(client), client.id)
 
-    def model_row(self, client)->torch.Tensor: # (nbytes,) uint8
+    def model_row(self,
+                  client,         # of `client_list`
+                 )->torch.Tensor: # (nbytes,) uint8
         "The committed state that a client goes on from, of full rank where clients share it."
         row = self.store.load_row(client.id)
         return row if self.store._where(client.id)[0] == client.id else self.with_own(row, client)
@@ -316,7 +328,10 @@ class BaseServer:
         rows = [read_row(self.store.path(i, comm_round+1, 'trained')/self.store.weights, self.store.layout)[1] for i in ids]
         return [{n: v[n] for n in self.live.tensors} for v in map(self.store.layout.views, rows)]
 
-    def updates(self, ids, comm_round:int)->list: # dicts name -> tensor
+    def updates(self,
+                ids,            # of rows that were trained in the round
+                comm_round:int, # t, from 0
+               )->list:         # dicts name -> tensor
         "What local training changed in a round: the states as trained, less what was sent."
         sent = [self.store.layout.views(self.row_of(self.client(i))) for i in ids]
         return [{n: t - b[n] for n,t in a.items()} for a,b in zip(self.trained_states(ids, comm_round), sent)]
@@ -324,7 +339,7 @@ class BaseServer:
     def update(self,
                state:dict,     # name -> tensor, as trained
                comm_round:int, # t, from 0
-               client_id:int,
+               client_id:int,  # of its row
                metrics=None,   # what came out of the training; JSON values
               ):
         "Save a trained state for round `comm_round + 1`, apart from the committed ones."
@@ -337,7 +352,10 @@ class BaseServer:
         "The algorithm: which share of each trained state goes into each new one."
         return average_matrix(self.examples(ids))
 
-    def aggregate(self, ids, comm_round:int)->np.ndarray: # the mixing matrix
+    def aggregate(self,
+                  ids,            # of the rows of a round
+                  comm_round:int, # t, from 0
+                 )->np.ndarray:   # the mixing matrix
         "W <- M W over the trained states of a round, all from the same W."
         M = np.asarray(self.mixing_matrix(ids, comm_round), dtype=np.float64)
         if M.shape != (len(ids),len(ids)) or not np.isfinite(M).all(): raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a finite ({len(ids)}, {len(ids)}) array, got shape {M.shape}" + ('' if np.isfinite(M).all() else ' with NaN or infinity'))
@@ -349,7 +367,10 @@ class BaseServer:
         self._save_graph(comm_round+1)
         return M
 
-    def stepped(self, ids, comm_round:int)->dict: # name of the moments -> ids of rows that were sent the same state
+    def stepped(self,
+                ids,            # of the rows of a round
+                comm_round:int, # t, from 0
+               )->dict:         # name of the moments -> ids of rows that were sent the same state
         "Which of a round's rows take the step of the server's optimiser, where there is one, and which take it together; the others are as mixed."
         return {'moments': ids} if self.shares(comm_round) and ids else {f'moments_{i}': [i] for i in ids}
 
@@ -499,7 +520,7 @@ class BaseServer:
         return out
 
     def test_row(self,
-                 client,
+                 client,     # of `client_list`
                  round=None, # folder; None: the latest
                 )->torch.Tensor: # (nbytes,) uint8
         "What a client is tested with: the state that it was left with."
@@ -633,12 +654,17 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
     @alk_connection.setter
     def alk_connection(self, A): self._A = check_graph(A, self.num_clients, 'alk_connection')
 
-    def step_size(self, comm_round:int)->float: # s = ηλ, dimensionless
+    def step_size(self,
+                  comm_round:int, # t, from 0
+                 )->float:        # s = ηλ, dimensionless
         "ηλ of a round: from `lambda_` and the round's learning rate, or from `coupling` and the graph's largest degree."
         if self.cfg.lambda_ is not None: return round_lr(self.cfg, comm_round)*self.cfg.local_step*self.cfg.lambda_
         return self.cfg.coupling/(max_degree(normalise_graph(self.alk_connection, self.cfg.normalise)) or 1.)
 
-    def round_graph(self, ids, comm_round:int)->np.ndarray: # (n, n) weights, in the order of `ids`
+    def round_graph(self,
+                    ids,            # n clients of a round
+                    comm_round:int, # t, from 0
+                   )->np.ndarray:   # (n, n) weights, in the order of `ids`
         "The graph between the clients of a round; a learned one is learned here: what is known of other pairs stays."
         if self.learns_graph and comm_round % self.cfg.graph_args.get('every', 1) == 0:
             self._A = self.alk_connection.copy()

@@ -221,7 +221,7 @@ def mix_rows(M:np.ndarray,  # (K, K) mixing matrix
     return {k: hashes[j].hexdigest() for k,j in first.items()}
 
 # %% ../nbs/06_store.ipynb #26800509
-def mean_rows(layout:Layout,
+def mean_rows(layout:Layout, # of each row
               rows,    # (nbytes,) uint8 each; read once, one after another
               weights, # as many, summing to 1
              )->torch.Tensor: # (nbytes,) uint8; integers as the first row has them
@@ -373,7 +373,9 @@ class AdapterStore:
         if round is None: id,round = self._where(id)
         return read_row(self.path(id, round)/self.weights, self.layout, self.checksums.get(round, {}).get(int(id) if round else 0))[1]
 
-    def load(self, id:int)->dict: # name -> tensor, mapped
+    def load(self,
+             id:int, # of a client
+            )->dict: # name -> tensor, mapped
         "A client's committed state, or the common start."
         return self.layout.views(self.load_row(id))
 
@@ -407,7 +409,9 @@ class AdapterStore:
             self._finish(folder)
             self._done(id, round).write_text(json.dumps(dict(metrics=metrics or {}, checksum=check)))
 
-    def trained(self, round:int)->dict: # client -> the metrics saved with its state
+    def trained(self,
+                round:int, # folder: that of round t has t + 1
+               )->dict:    # client -> the metrics saved with its state
         "The whole states as trained of a round: those of a killed run are used again."
         out = {}
         for o in self.folder(round).glob('.trained_*.json'):
@@ -498,7 +502,9 @@ class AdapterStore:
             self._keeping[name] = int(round),write_row(path, layout, layout.pack(tensors))
             self._unflushed.append(path)
 
-    def kept(self, name:str)->dict|None: # name -> tensor, mapped
+    def kept(self,
+             name:str,    # under which `keep` had it
+            )->dict|None: # name -> tensor, mapped
         "What was last committed under a name, if anything was; raises `StoreError` where it isn't what was written."
         if name not in self.kept_in: return None
         round,check = self.kept_in[name]

@@ -20,11 +20,13 @@ from .prompts import DataError, Encoded, Prompter
 from .utils import atomic_file, cache_dir, write_json
 
 # %% ../nbs/03d_tables.ipynb #4cdd20b0
-def question_key(ex:dict)->int: # in [0, 2**64)
+def question_key(ex:dict, # an example
+                )->int:   # in [0, 2**64)
     "A checksum of what an example asks."
     return xxh3_64_intdigest(json.dumps(ex['conversation'] if ex.get('conversation') else [ex['instruction'], ex.get('input') or ''], ensure_ascii=False).encode('utf-8', 'surrogatepass'))
 
-def question_keys(examples)->np.ndarray: # (n,) uint64
+def question_keys(examples,    # n of them: a list of dicts, or `Examples`
+                 )->np.ndarray: # (n,) uint64
     "The questions of a client's examples."
     return examples.questions if hasattr(examples, 'questions') else np.array([question_key(e) for e in examples], dtype=np.uint64)
 

@@ -262,7 +262,7 @@ class Trackers(Callback):
 class History(list):
     "The records of a run's rounds, a dict each."
     def __init__(self,
-                 records=(),
+                 records=(), # a dict each, as a round's line in `history.jsonl`
                  A=None,     # (K, K) client graph, or None
                  tasks=None, # K task names, or None
                 ):

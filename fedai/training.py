@@ -37,7 +37,8 @@ def get_accelerator(cfg:FedConfig, # its `device` and `mixed_precision`
     if state and (state['_mixed_precision'] != precision or bool(part.get('_cpu')) != cpu): AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
-def get_device(cfg:FedConfig)->torch.device:
+def get_device(cfg:FedConfig, # its `device`
+              )->torch.device:
     "The device that the config names; raises `ConfigError` where this machine doesn't have it."
     if cfg.device in ('auto','cpu'): return get_accelerator(cfg).device
     kind,_,i = cfg.device.partition(':')
@@ -48,7 +49,7 @@ def get_device(cfg:FedConfig)->torch.device:
 
 # %% ../nbs/08_training.ipynb #43e373e1
 def memory_bytes(cfg:FedConfig, # its `memory_gb`
-                 device:torch.device,
+                 device:torch.device, # where the model lies
                  model=None,    # the frozen model that lies there, or will
                 )->int:
     "Memory for a run's activations and client states, in bytes."
@@ -61,8 +62,8 @@ def memory_bytes(cfg:FedConfig, # its `memory_gb`
     except (OSError,ValueError): pass
     return total//2
 
-def pass_limit(cfg:FedConfig,
-               device:torch.device,
+def pass_limit(cfg:FedConfig,   # its `memory_gb`
+               device:torch.device, # where the model lies
                token_bytes:int, # what a token of a pass may take
                model=None,      # as `memory_bytes` takes it
               )->int:           # padded tokens
@@ -303,7 +304,7 @@ def round_lr(cfg:FedConfig,  # its `lr`, `lr_schedule` and `rounds`
 
 def get_optimizer(cfg:FedConfig, # its `optimizer` and `optimizer_args`
                   params,        # a list of parameters
-                  lr:float,
+                  lr:float,      # learning rate
                  ): # a fresh torch optimiser
     "The optimiser that the config names, over `params`."
     cls = getattr(torch.optim, cfg.optimizer, None)

@@ -94,7 +94,8 @@ def write_json(path:str|Path, # a file in a folder that exists
     write_text(path, json.dumps(obj, indent=1, allow_nan=False) + '\n')
 
 # %% ../nbs/01_utils.ipynb #65dc00ff
-def cache_dir(part='')->Path: # created when missing
+def cache_dir(part='', # a folder in it
+             )->Path: # created when missing
     "Where what is made once is kept: `$FEDAI_CACHE`, or `fedai` in the user's cache folder, or a folder in it."
     p = Path(os.environ.get('FEDAI_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'fedai')/part
     p.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,8 @@ def spread(items, # a list or range
     "Some items, evenly spread, the first and the last among them; all where there are no more than `n`."
     return [items[i] for i in np.unique(np.linspace(0, len(items)-1, min(n, len(items))).round().astype(int))]
 
-def existing(path:str|Path)->Path: # absolute
+def existing(path:str|Path, # that may not be there yet
+            )->Path:        # absolute
     "The path, or the nearest folder above it that is there."
     p = Path(path).absolute()
     while not p.exists() and p != p.parent: p = p.parent
@@ -123,7 +125,8 @@ def aligned(rows,     # lists of texts, as long as each other
     for j in sorted(rules, reverse=True): out.insert(j, '-'*(sum(width) + 2*len(width) - 2))
     return '\n'.join(out)
 
-def can_write(path:str|Path)->bool:
+def can_write(path:str|Path, # of a folder, which needn't be there
+             )->bool:
     "Is it a folder that can be written, or one that could be made?"
     there = existing(path)
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

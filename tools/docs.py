@@ -148,15 +148,17 @@ def value(v):
 def cell(s): return re.sub(r'\s+', ' ', s.replace('|', '\\|')).strip()
 def code_cell(s): return f'`{s}`' if s else ''   # a pipe in code separates nothing
 
-def params(o):
-    "Parameter -> what docments know of it, without `self`; its fields for a namedtuple."
+def params(o, above=()):
+    "Parameter -> what docments know of it, or of the first of those that it overrides that says something, without `self`; its fields for a namedtuple."
     none = inspect.Parameter.empty
     if hasattr(o, '_fields'): return {f: dict(docment=None, anno=none, default=o._field_defaults.get(f, none)) for f in o._fields}
     if isinstance(o, type) and issubclass(o, Exception) and '__init__' not in vars(o): return {}
     if isinstance(o, type) and o.__init__ is object.__init__: return {}
     made = {f.name: dict(default=f.default_factory()) for f in dataclasses.fields(o) if f.default_factory is not dataclasses.MISSING} if dataclasses.is_dataclass(o) else {}
     star = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    return {star.get(d.get('kind'), '') + k: d | made.get(k, {}) for k,d in docments(o, full=True).items() if k not in ('self','cls')}
+    known = [docments(b) for b in above]
+    said = lambda k: next((d[k] for d in known if d.get(k)), None)
+    return {star.get(d.get('kind'), '') + k: {**d, **made.get(k, {}), 'docment': d['docment'] or said(k)} for k,d in docments(o, full=True).items() if k not in ('self','cls')}
 
 def signature(name, ps):
     "`name(a, b=1)`, broken between parameters where it is long; types stand in the table."
@@ -197,13 +199,15 @@ def entry(name,      # what it is called
           page,      # the API page it stands on
           level=2,   # of its heading
           call=True, # False: a property, which takes nothing
+          above=(),  # what it overrides
          )->str:
     "Signature, sentence and table of one export, and of its methods."
     head = '#'*level + f' {name.split(".")[-1]} {{ #{name} }}'
     if not callable(o):
         shown = '{' + ', '.join(f'{k!r}: ...' for k in o) + '}' if isinstance(o, dict) else value(o)
         return '\n\n'.join(filter(None, [head, fence(f'{name}: {type(o).__name__} = {shown}', 'python'), beside(name, page)]))
-    ps = params(o) if call else {}
+    if isinstance(o, type): above = [b for b in o.__mro__[1:] if '__init__' in vars(b) and b.__module__.startswith('fedai.')]
+    ps = params(o, above) if call else {}
     parts = [head, fence(signature(name, ps) if call else name, 'python')]
     bare = hasattr(o, '_fields') and o.__doc__.startswith(name + '(')   # a namedtuple whose docstring nobody wrote
     inherits = isinstance(o, type) and '__init__' not in vars(o)            # the base explains what it takes
@@ -212,7 +216,7 @@ def entry(name,      # what it is called
         bases = [b.__name__ for b in o.__bases__ if b not in (object,tuple) and b.__name__[0] != '_']
         bases = [f'[`{b}`]({os.path.relpath(symbols()[b], Posix(page).parent)})' if b in symbols() else f'`{b}`' for b in bases]
         if bases: parts.insert(2, 'A subclass of ' + ', '.join(bases) + '.')
-        parts += [entry(f'{name}.{k}', f, page, level + 1, c) for k,f,c in methods(o)]
+        parts += [entry(f'{name}.{k}', f, page, level + 1, c, [vars(b)[k] for b in o.__mro__[1:] if callable(vars(b).get(k))]) for k,f,c in methods(o)]
     return '\n\n'.join(o for o in parts if o)
 
 def summary(module):
