@@ -30,6 +30,12 @@ def _add_fields(parser, without=()):
         option = g.add_argument(f'--{name}', metavar='TRUE|FALSE' if kind == 'true or false' else kind.split(' or ')[0].split()[-1].upper(), default=argparse.SUPPRESS, help=f'{text} [{shown}]'.replace('%', '%%'))
         option.values = _choices[name] or (('true','false') if kind == 'true or false' else None)   # for completion; what is given is checked by the config
 
+def _value(name, text, listed=False):
+    "What an option says, in YAML; a list may also be given with commas."
+    try: v = yaml_value(text)
+    except yaml.YAMLError as e: raise ConfigError(name, f"a YAML value ({' '.join(str(getattr(e, 'problem', e)).split())})", text) from e
+    return _value(name, f'[{text}]') if listed and v is not None and not isinstance(v, list) else v
+
 def _overrides(args):
     "The fields given on the command line, as values."
     kinds = {n: h[1] for n,h in field_help().items()}
@@ -37,8 +43,7 @@ def _overrides(args):
     def value(k, text):
         "Text stays as it was typed, unless it says null, or a list where a list may stand."
         if kinds[k] == 'text': return text
-        try: v = yaml_value(text)
-        except yaml.YAMLError as e: raise ConfigError(k, f"a YAML value ({' '.join(str(getattr(e, 'problem', e)).split())})", text) from e
+        v = _value(k, text, kinds[k] == 'a list')
         return v if 'text' not in kinds[k] or v is None or isinstance(v, list) and 'list' in kinds[k] or isinstance(v, int) and 'integer' in kinds[k] else text
     return {k: value(k, v) for k,v in given.items()}
 
@@ -103,11 +108,11 @@ def run(cfg:FedConfig, # the run's settings
     with _stoppable(lambda: _kept(cfg.output_dir, cfg.rounds)) as stop:
         from fedai.algorithms import get_server, import_user_code
         from fedai.data import get_client_data
-        from fedai.tracking import Curves, Progress, Trackers
+        from fedai.tracking import Curves, Progress, trackers
         import_user_code(cfg.imports)   # which may have a tracker
-        trackers = [Trackers(cfg.track)] if cfg.track else []   # one that isn't installed is found before anything is loaded
+        track = trackers(cfg)   # one that isn't installed is found before anything is loaded
         data,progress = get_client_data(cfg),Progress()
-        server = get_server(cfg, data, callbacks=[progress, Curves(), *trackers, stop])
+        server = get_server(cfg, data, callbacks=[progress, Curves(), *track, stop])
         print(data.describe())
         print(server)
         try: server.fit()
@@ -168,9 +173,9 @@ def _compare_args(args, section):
     "The `compare` section, with the options in it."
     section = dict(section)
     if args.algorithms: section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
-    if args.seeds: section['seeds'] = yaml_value(f'[{args.seeds}]')
+    if args.seeds: section['seeds'] = _value('seeds', args.seeds, True)
     for k in ('tune','sweep'):
-        if getattr(args, k): section[k] = yaml_value(getattr(args, k))
+        if getattr(args, k): section[k] = _value(k, getattr(args, k))
     if args.metric: section['metric'] = args.metric
     if isinstance(named := section.get('algorithms'), list) and isinstance(tune := section.get('tune'), dict) and args.algorithms: section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named}   # the file may tune others than were asked for
     return section
@@ -237,7 +242,7 @@ def run_report(runs:list,  # folders of runs, or of comparisons
     "Write one HTML page about some runs: what `fedai report` does."
     import webbrowser
     from fedai.report import write_report
-    page = write_report(runs, to, yaml_value(answers))
+    page = write_report(runs, to, _value('answers', answers))
     print(f'wrote {page} ({page.stat().st_size/1e6:.1f} MB)')
     if show: webbrowser.open(page.resolve().as_uri())
     return page
@@ -455,12 +460,12 @@ def run_flower(args,     # of the command line
         print(f"wrote {args.name}/ca.crt, which every site needs, and the server's key and certificate for {', '.join(args.host)}; the sites' .pub files go into {args.name}/clients")
         return 0
     if args.flower == 'server':
-        wait = yaml_value(args.wait)
+        wait = _value('wait', args.wait)
         if isinstance(wait, bool) or not isinstance(wait, (int,float)) or not 0 <= wait < float('inf'): raise ConfigError('wait', 'seconds', args.wait)
         try: return serve_federation(args.config, args.folder, args.listen, wait, **_overrides(args))
         except RuntimeError as e: return _fail(e, 1)
     from fedai.data import get_client_data
-    privacy = {name: yaml_value(v) for k,name in (('clip','clip'),('noise','noise'),('delta','delta'),('epsilon','epsilon'),('drown','most')) if (v := getattr(args, k)) is not None}
+    privacy = {name: _value(k, v) for k,name in (('clip','clip'),('noise','noise'),('delta','delta'),('epsilon','epsilon'),('drown','most')) if (v := getattr(args, k)) is not None}
     if privacy and 'clip' not in privacy: raise ConfigError('clip', f"a number above 0 beside --{next(iter(privacy)).replace('most', 'drown')}", None)
     if 'data' not in vars(args) and not args.config: raise ConfigError('data', "the site's data", None)
     data = get_client_data(cfg.replace(partition='iid', partition_args={}, num_clients=1, unseen_clients=0, unseen_tasks=[]))   # all of it is one client's
@@ -711,11 +716,11 @@ def _main(argv, began):
     if c == 'chat': return run_chat(args)
     if c == 'completion': print(completion(args.shell), end='')
     if c == 'graph': run_graph(args.where, args.to, args.json)
-    if c == 'algorithms': return show_algorithms(args.json, [o for o in args.imports.split(',') if o])
+    if c == 'algorithms': return show_algorithms(args.json, _value('imports', args.imports, True) or ())
     if c == 'check': return int(bool(check(args.run, args.json)))
     if c == 'flower': return run_flower(args, cfg)
     if c == 'show-data': run_show_data(cfg, args.clients, args.examples, args.plot, args.json)
-    if c == 'plan': return int(bool(run_plan(cfg, args.json, began=began, measure=args.measure, **{k: yaml_value(v) for k in ('clients','seconds','memory','disk','hours') if (v := getattr(args, k)) is not None})['problems']))
+    if c == 'plan': return int(bool(run_plan(cfg, args.json, began=began, measure=args.measure, **{k: _value(k, v) for k in ('clients','seconds','memory','disk','hours') if (v := getattr(args, k)) is not None})['problems']))
     if c == 'compare': run_compare(cfg, section, shlex.join(['fedai', *argv]))
     if c == 'run': run(cfg)
     if c == 'resume': run(run_config(args.run, **over))

@@ -17,8 +17,9 @@ from .data import get_client_data
 from .metrics import lower_is_better, paired_bootstrap
 from .servers import algorithm_classes
 from .tables import Examples
+from .tracking import trackers
 from .training import NonFiniteLoss
-from .utils import rng, write_json, write_text
+from .utils import duration, rng, write_json, write_text
 
 # %% ../nbs/13a_comparison.ipynb #1df60ac5
 def _variants(algorithms):
@@ -222,7 +223,7 @@ def _fingerprint(data):
 def _run(cfg, data, model, scores, kwargs):
     "Train and test: client -> metrics."
     try:
-        s = get_server(cfg, data, model and model(cfg), **{'callbacks': [], **kwargs})
+        s = get_server(cfg, data, model and model(cfg), **{'callbacks': trackers(cfg), **kwargs})
         s.fit()
         clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.test_own(s.client_list, False)}
     except NonFiniteLoss as e:
@@ -282,7 +283,7 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
         nonlocal n,ran
         n,ran = n+1,ran + (seconds > 1)
         left = (time.perf_counter() - started)/ran*(total-n) if ran else 0
-        print(f"[{n}/{total}] {text} ({seconds:.0f} s{f', about {left/60:.0f} min left' if left > 90 else ''})", file=out, flush=True)
+        print(f"[{n}/{total}] {text} ({seconds:.0f} s{f', about {duration(left)} left' if left else ''})", file=out, flush=True)
     rows,tuned,datas = [],{},{}
     def data_at(c, value):
         if (c.seed,value) not in datas:

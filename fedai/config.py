@@ -106,7 +106,7 @@ class FedConfig:
     mixed_precision:str = opt('auto', 'run', choices=('auto','no','bf16')) # dtype of the forward pass in training, under autocast; adapters and tests stay as they are. 'auto': bf16 on a GPU that has it, no elsewhere
     keep_rounds:int = opt(2, 'run', lo=1, result=False) # committed rounds kept on disk; each client's latest state always is
     keep_trained:bool = opt(False, 'run', result=False) # keep the states as trained, before mixing, too
-    track:list = opt([], 'run', result=False) # where `fedai run` also sends each round: names such as tensorboard, wandb, mlflow or trackio, of packages that are installed
+    track:list = opt([], 'run', result=False) # where each round is also sent: names such as tensorboard, wandb, mlflow or trackio, of packages that are installed
     max_alive:int = opt(64, 'run', lo=1, result=False) # client objects in memory at once; the least recently used go first
 
     gradient_checkpointing:bool = opt(False, 'run', result=False) # keep each layer's input only, and compute the layer again in the backward pass: less memory, about 1.4 times the time

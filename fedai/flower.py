@@ -26,7 +26,7 @@ from .remote import Double, as_row, for_all, for_group
 from .secure import Member, check_settings, check_sums, checked_keys, even_groups, numbers_of, sum_of, summed_tensors, with_numbers
 from .rows import adapter_files
 from .store import read_row
-from .tracking import Progress
+from .tracking import Progress, trackers
 from .utils import atomic_file, write_json, write_text
 
 # %% ../nbs/15_flower.ipynb #9bfc6f4e
@@ -447,7 +447,8 @@ def flower_engine(server):
 
 # %% ../nbs/15_flower.ipynb #68af0b1e
 def check_config(cfg:FedConfig):
-    "Raises `ConfigError` for what needs the clients' data at the server."
+    "Raises `ConfigError` for what needs the clients' data at the server, or isn't there."
+    import_user_code(cfg.imports)
     cls = get_class(cfg.name)
     if cls.needs_data: raise ConfigError('name', 'an algorithm whose server needs no data, on Flower', cfg.name)
     if cfg.graph == 'tasks': raise ConfigError('graph', "another than 'tasks' on Flower, where the server doesn't see examples", cfg.graph)
@@ -505,7 +506,8 @@ def serve(grid,           # Flower's
             clients = json.loads((folder/'clients.json').read_text())
             meet(grid, clients, wait)
             write_json(folder/'clients.json', clients)
-            server = central(load_config(config), clients, grid, [Progress(out)])
+            cfg = load_config(config)
+            server = central(cfg, clients, grid, [Progress(out), *trackers(cfg)])
             print(server, file=out)
             server.fit()
             server.test(baselines=True)

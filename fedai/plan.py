@@ -19,7 +19,7 @@ from .lm import count_saved
 from .servers import BaseServer, algorithm_classes
 from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
-from .utils import LazyList, can_write, existing, rng, spread
+from .utils import LazyList, can_write, duration, existing, rng, spread
 
 # %% ../nbs/13b_plan.ipynb #13bee64f
 def _process(key): # bytes; `None` where there is no /proc
@@ -471,8 +471,6 @@ def _size(n):
         n /= 1000
     return f'{n:,.3g} TB' if n < 1000 else f'{n:,.0f} TB'
 
-def _span(s): return f'{s:.2g} s' if s < 10 else f'{s:.0f} s' if s < 120 else f'{s/60:.0f} min' if s < 7200 else f'{s/3600:.1f} h' if s < 172_800 else f'{s/86400:,.1f} days'
-
 def _said(settings): return ', '.join(f'{k}: {str(v).lower() if isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else v}' for k,v in settings.items())
 
 # %% ../nbs/13b_plan.ipynb #ec4ef32b
@@ -488,11 +486,11 @@ def plan_table(p:dict, # as `make_plan` gives it
             ('tokens', f"{p['tokens']['run']:,} trained on, {p['tokens']['a_round']:,} a round" + ('' if p['tokens']['exact'] else ', about')),
             ('disk', f"{_size(d['end'])} at the end ({parts(d['parts'], _size)}), {_size(d['peak'])} at most, in {d['files']:,} files and folders; {_size(there['disk'])} free"),
             ('memory', f"{_size(m['peak'])} at most" + (' on the GPU' if m['of'] == 'GPU' else '') + f" ({parts(m['parts'], _size, names)}); {_size(there['memory'])} there"),
-            ('time', 'not measured' if not t else f"{_span(t['total'])} ({parts({k: v for k,v in t.items() if k != 'total'}, _span)})" + (f"; {_span(there['time'])} allowed" if there['time'] else ''))]
+            ('time', 'not measured' if not t else f"{duration(t['total'])} ({parts({k: v for k,v in t.items() if k != 'total'}, duration)})" + (f"; {duration(there['time'])} allowed" if there['time'] else ''))]
     lines = [f'{k:12}{v}' for k,v in rows]
-    if g := p.get('measured'): lines += ['', f"measured on {g['clients']} clients in {_span(g['seconds'])}: {g['steps']} steps, {g['tokens']:,} tokens, {g['questions']} questions answered"]
+    if g := p.get('measured'): lines += ['', f"measured on {g['clients']} clients in {duration(g['seconds'])}: {g['steps']} steps, {g['tokens']:,} tokens, {g['questions']} questions answered"]
     lines.append('')
-    say = dict(memory=_size, disk=_size, files=lambda n: f'{n:,} files', time=_span)
+    say = dict(memory=_size, disk=_size, files=lambda n: f'{n:,} files', time=duration)
     for o in p['problems']:
         f = say[o['what']]
         lines.append(f"{o['what']} doesn't fit: {f(o['needs'])} are needed" + (f" (most of it {names[o['mostly']]})" if o.get('mostly') else '') + f", {f(o['there'])} are there" + ('; it fits with ' + ', or '.join(_said(s) for s in o['settings']) if o['settings'] else '; no setting alone makes it fit'))

@@ -14,7 +14,7 @@ import numpy as np
 from . import __version__
 from .config import ConfigError, FedConfig, field_help, read_yaml
 from .metrics import gains, lower_is_better
-from .utils import spread, write_text
+from .utils import duration, spread, write_text
 
 # %% ../nbs/16_report.ipynb #5ffdb7f3
 @contextmanager
@@ -291,8 +291,6 @@ def _words(k): return _e(k.replace('_', ' '))
 def _some(names, most=50): return ', '.join(map(_name, names[:most])) + (f' and {len(names) - most:,} more' if len(names) > most else '')
 def _value(v): return '<i>nothing</i>' if v is None or v == '' else _e(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
 def _plural(n, what): return f"{n:,} {what}{'' if n == 1 else 's'}"
-def _seconds(s): return f'{s:.0f} s' if s < 100 else f'{s/60:.0f} min' if s < 6000 else f'{s/3600:.1f} h'
-
 def _table(head, rows, what, left=1, cls=''):
     "A table with a frame that scrolls; cells are HTML, the first `left` columns text."
     def line(cells, tag): return '<tr>' + ''.join(f'<{tag}{"" if j < left else " class=n"}{" scope=col" if tag == "th" else ""}>{c}</{tag}>' for j,c in enumerate(cells)) + '</tr>'
@@ -307,7 +305,7 @@ def _tiles(run):
     H,card = run['history'],run['card']
     out = [('clients', f"{run['K']:,}", f"{len({t for t in run['tasks'] if t}):,} tasks" if any(run['tasks']) else ''), ('rounds', f"{run['done']:,}", f"of {run['rounds']:,}" if run['done'] < run['rounds'] else 'all done')]
     if tokens := sum(r['tokens'] or 0 for r in H): out.append(('tokens trained on', f'{tokens:,.0f}', ''))
-    if s := sum(v or 0 for v in run['seconds'].values()): out.append(('training took', _seconds(s), f"{tokens/s:,.0f} tokens a second" if tokens and s else ''))
+    if s := sum(v or 0 for v in run['seconds'].values()): out.append(('training took', duration(s), f"{tokens/s:,.0f} tokens a second" if tokens and s else ''))
     if card and (k := _headline(card['parts'])):
         own = card['parts']['own']
         d = _decimals([own['mean'][k], *own['interval'].get(k, ())])

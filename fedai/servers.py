@@ -25,7 +25,7 @@ from .prompts import DataError, check_example
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .server_opt import server_step
 from .store import AdapterStore, StoreError, _link, read_row
-from .tracking import History, Progress
+from .tracking import History, Progress, trackers
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
 from .utils import atomic_file, can_write, existing, LazyList, rng, write_json, write_text
@@ -84,14 +84,14 @@ class BaseServer:
                  model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion
                  holdout_ds=None,   # the server's own examples, those of the data when not given: their loss under the mean of the round's clients goes into the history
                  client_class=None, # None: the algorithm's own
-                 callbacks=None,    # list of `Callback`s; None: progress
+                 callbacks=None,    # list of `Callback`s; None: progress, and where the config says `track`, that
                  **kwargs,          # set as attributes: tokenizer, criterion, graph, ...
                 ):
         if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)
         if cfg.num_clients is None: cfg = cfg.replace(num_clients=len(lst_data_dict))
         if holdout_ds is None: holdout_ds = getattr(lst_data_dict, 'holdout', None)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients
-        self.callbacks,self.given_model = [Progress()] if callbacks is None else callbacks,model
+        self.callbacks,self.given_model = [Progress(), *trackers(cfg)] if callbacks is None else callbacks,model
         self.args = self._settings()
         self._set_attributes(kwargs)
         self.task_is_text = _is_text(model)

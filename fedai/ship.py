@@ -335,7 +335,7 @@ def export_all(run,         # a run's folder, or a server
         write_json(folder/'adapters.json', dict(base=base, rank=_peft_config(server)['r'], adapters=listed))
         command = serve_command('./base' if with_base else base, {o['path']: f"./{o['path']}" for o in listed}, _peft_config(server)['r'])
         note = '# Adapters with tokens of their own: vLLM may not take them. Then serve merged models (fedai export --merge).\n' if cfg.add_tokens else ''
-        (folder/'serve.sh').write_text(f'#!/bin/sh\n{note}cd "$(dirname "$0")"\n{command}', encoding='utf-8')
+        (folder/'serve.sh').write_text(f'#!/bin/sh\n{note}cd "$(dirname "$0")" || exit 1\nexec {command[:-1]} "$@"\n', encoding='utf-8')
         (folder/'serve.sh').chmod(0o755)
     return Path(to)
 

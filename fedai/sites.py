@@ -251,12 +251,14 @@ def serve_federation(config:str|Path, # a YAML file
                     )->int:           # exit code: 0 where the run was finished
     "Run a federation's server: what `fedai flower server` does."
     from fedai.flower import check_config
+    from fedai.tracking import trackers
     folder,out,listen = Path(folder).absolute(),out or sys.stdout,_address(listen, 'listen')
     clients = read_clients(folder)
     cfg = load_config(config, **overrides)
     if cfg.num_clients not in (None,len(clients)): raise ConfigError('num_clients', f'{len(clients)}, the number of keys in {folder/"clients"}', cfg.num_clients)
-    cfg = cfg.replace(num_clients=len(clients), engine='auto', output_dir=str(Path(cfg.output_dir).absolute()))
+    cfg = cfg.replace(num_clients=len(clients), engine='auto', output_dir=str(Path(cfg.output_dir).absolute()), imports=[str(Path(o).absolute()) if str(o).endswith('.py') else o for o in cfg.imports])   # Flower runs elsewhere
     check_config(cfg)
+    trackers(cfg)   # one that isn't installed is found now
     lock = FileLock(folder/'.lock')
     try: lock.acquire(timeout=0)
     except Timeout: raise ConfigError('folder', 'one in which no server is running', str(folder)) from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['key_seed', 'rng', 'keyed_torch', 'sync_dir', 'atomic_file', 'write_text', 'write_json', 'cache_dir', 'spread',
-           'existing', 'aligned', 'can_write', 'LazyList']
+           'duration', 'existing', 'aligned', 'can_write', 'LazyList']
 
 # %% ../nbs/01_utils.ipynb #40b07274
 import hashlib, json, os, uuid
@@ -107,6 +107,13 @@ def spread(items, # a list or range
           )->list:
     "Some items, evenly spread, the first and the last among them; all where there are no more than `n`."
     return [items[i] for i in np.unique(np.linspace(0, len(items)-1, min(n, len(items))).round().astype(int))]
+
+def duration(s:float, # seconds
+            )->str:   # two or three digits and a unit
+    "A time in words."
+    if s < 9.95: return f'{s:.2g} s'
+    if s < 99.5: return f'{s:.0f} s'
+    return f'{s/60:.0f} min' if s < 99.5*60 else f'{s/3600:.1f} h' if s < 48*3600 else f'{s/86400:,.1f} days'
 
 def existing(path:str|Path, # that may not be there yet
             )->Path:        # absolute

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from safetensors.numpy import save
 from conftest import client_data, sums
-from fedai.algorithms import algorithm_classes, get_server
+from fedai.algorithms import algorithm_classes, get_server, import_user_code
 from fedai.config import ConfigError, FedConfig
 from fedai.data import get_client_data
 from fedai.flower import Trainer, central, meet, pack, unpack
@@ -266,7 +266,7 @@ class Federation:
     def start(self, name, *args):
         with open(self.tmp/f'{name}.log', 'a') as log: self.started[name] = p = subprocess.Popen([*FEDAI, 'flower', *map(str, args)], cwd=self.tmp, env=self.env, stdout=log, stderr=log, start_new_session=True)
         return p
-    def site(self, name): return self.start(name, 'client', '--data', f'{name}.jsonl', '--superlink', f'127.0.0.1:{self.port}', '--ca', 'fed/ca.crt', '--key', f'{name}.key', '--device', 'cpu')
+    def site(self, name): return self.start(name, 'client', '--data', f'{name}.jsonl', '--superlink', f'127.0.0.1:{self.port}', '--ca', 'fed/ca.crt', '--key', f'{name}.key', '--device', 'cpu', '--imports', 'own.py')
     def server(self, **fields): return self.start('server', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{self.port}', '--wait', 60, *(o for k,v in fields.items() for o in (f'--{k}', v)))
     def log(self, name): return (self.tmp/f'{name}.log').read_text()
     def wait_for(self, what, name, seconds=90):
@@ -319,8 +319,9 @@ def test_a_federation_on_loopback(tmp_path):
         make_site_key(tmp_path/name)
         (tmp_path/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, sums(k, 12 + 4*k))) + '\n')
         if name != 'stranger': (tmp_path/'fed'/'clients'/f'{name}.pub').write_text((tmp_path/f'{name}.pub').read_text())
-    fields = dict(model='tiny', rounds=3, local_step=2, batch_size=3, r=4, max_new_tokens=4, graph='complete', name='mira', timeout_s=15)
-    (tmp_path/'run.yaml').write_text(json.dumps({**fields, 'output_dir': 'away'}))
+    (tmp_path/'own.py').write_text('from fedai.servers import Server_mira\n\nclass Server_own(Server_mira, name="own"):\n    "Another algorithm."\n    def step_size(self, comm_round): return .4\n')
+    fields = dict(model='tiny', rounds=3, local_step=2, batch_size=3, r=4, max_new_tokens=4, graph='complete', name='own', timeout_s=15)
+    (tmp_path/'run.yaml').write_text(json.dumps({**fields, 'imports': ['own.py'], 'output_dir': 'away'}))
     try:
         for n in ('s0','s1','stranger'): f.site(n)
         f.server()
@@ -362,6 +363,7 @@ def test_a_federation_on_loopback(tmp_path):
             if node == 10: rounds.append(node)   # asked first in every round
             return 'gone' if node == 10 or node == 12 and len(rounds) == 2 else r
         torch.set_num_threads(1)
+        import_user_code([tmp_path/'own.py'])
         home,_ = federation(FedConfig(**fields, output_dir=str(tmp_path/'home'), device='cpu'), [*sites.values()], lost)
         home.fit()
         torch.set_num_threads(threads)
@@ -369,6 +371,7 @@ def test_a_federation_on_loopback(tmp_path):
         clients = json.loads((tmp_path/'fed'/'clients.json').read_text())
         assert [(c['name'],c['examples']) for c in clients] == [('eve',10**6), *((n, len(sites[n]['train'])) for n in ('s0','s1'))]
     finally:
+        algorithm_classes.pop('own', None)
         if eve: eve.close()
         f.close()
     for _ in range(100):
