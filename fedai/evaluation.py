@@ -144,12 +144,14 @@ def gain_table(card:dict, # a scorecard
     "Per metric: the mean over clients with its interval, and the gain over each baseline, with its interval and the share of clients that are better off. What nobody has anything of is named below."
     parts,over = [card[p] for p in _parts if p in card],card.get('gains', {})
     empty = [k for k in card['mean'] if k not in lower_is_better and not any(p['best'].get(k) for p in [card, *parts])]
-    rows = [['mean over clients','own','[95 %]', *(f'over {p} [95 %], better' for p in over)]]
+    rows = [['mean','own','', *(f'over {p}' for p in over)]]
     for k,v in card['mean'].items():
         if k in empty: continue
-        rows.append([k.replace('_', ' '), f'{v:.2f}', '[{:.2f}, {:.2f}]'.format(*card['interval'][k])])
-        for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.2f} [{g[k]['low']:+.2f}, {g[k]['high']:+.2f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
-    return aligned(rows, 1, (1,)) + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
+        d = 2 if max(abs(x) for x in (v, *card['interval'][k], *(g[k][o] for g in over.values() if k in g for o in ('mean','low','high')))) < 10 else 1
+        rows.append([k.replace('_', ' '), f'{v:.{d}f}', '[{:.{d}f}, {:.{d}f}]'.format(*card['interval'][k], d=d)])
+        for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.{d}f} [{g[k]['low']:+.{d}f}, {g[k]['high']:+.{d}f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
+    note = '[95 % intervals]' + (', and the share of clients that are better off' if over else '')
+    return aligned(rows, 1, (1,)) + f'\n{note}' + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
 
 # %% ../nbs/11a_evaluation.ipynb #0bf0dbd7
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it
