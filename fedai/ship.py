@@ -259,6 +259,7 @@ def _save_model(folder, server, plain):
     with _quiet():
         plain(model).save_pretrained(folder)
         server.tokenizer.save_pretrained(folder)
+    for p in folder.glob('*.safetensors'): p.chmod((folder/'config.json').stat().st_mode)   # safetensors writes for its owner alone
 
 # %% ../nbs/16a_ship.ipynb #0efad95d
 def export_adapter(run,          # a run's folder, or a server
@@ -319,7 +320,7 @@ def export_all(run,         # a run's folder, or a server
     "Every client's adapter in a folder of its own, `adapters.json` with the list of them, and `serve.sh`, which serves them with vLLM."
     server = _opened(run, data=data)
     changed = 'base' in server.carried and bool(server.store.kept('base'))
-    with_base = changed or bool(server.cfg.add_tokens) or server.cfg.model == 'tiny'   # otherwise it lies where it lay
+    with_base = changed or bool(server.cfg.add_tokens) or server.cfg.model == 'tiny' or find_model(server.cfg.model).endswith('.gguf')   # otherwise it lies where it lay
     if with_base and server.model is None: server = _opened(server, True, device='cpu', data=data)
     cfg,card,names = server.cfg,_scores(server),client_names(server)
     base,score = str(Path(to).absolute()/'base') if with_base else _base(cfg)[0],headline(card) if card.get('clients') else None

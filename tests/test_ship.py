@@ -121,6 +121,7 @@ def test_all_clients_with_one_base_model(name, make_cfg, tmp_path):
     for o in listed['adapters']:
         assert json.loads((to/o['path']/'adapter_config.json').read_text())['base_model_name_or_path'] == listed['base'] == str(to/'base')
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(listed['base']), str(to/o['path']))
+        assert (to/'base'/'model.safetensors').stat().st_mode == (to/'base'/'config.json').stat().st_mode
         torch.testing.assert_close(logits(model, ids_of(s.cfg)), served(s, o['client']))
 
 def test_the_command_is_one_that_a_shell_takes(make_cfg, tmp_path):
@@ -132,10 +133,10 @@ def test_the_command_is_one_that_a_shell_takes(make_cfg, tmp_path):
     bin.mkdir()
     (bin/'vllm').write_text('#!/bin/sh\npwd\nfor a in "$@"; do echo "$a"; done\n')
     (bin/'vllm').chmod(0o755)
-    out = subprocess.run([to/'serve.sh'], capture_output=True, text=True, check=True, env={**os.environ, 'PATH': f"{bin}:{os.environ['PATH']}"}).stdout.splitlines()
-    modules = out[out.index('--lora-modules')+1:]
+    out = subprocess.run([to/'serve.sh', '--port', '8001'], capture_output=True, text=True, check=True, env={**os.environ, 'PATH': f"{bin}:{os.environ['PATH']}"}).stdout.splitlines()
+    modules,more = out[out.index('--lora-modules')+1:-2],out[-2:]
     assert out[:8] == [str(to),'serve','./base','--enable-lora','--max-lora-rank','16','--max-loras','4']
-    assert len(modules) == 4 and len(set(modules)) == 4 and all((to/o.split('=')[1]/'adapter_model.safetensors').is_file() for o in modules)
+    assert more == ['--port','8001'] and len(modules) == 4 and len(set(modules)) == 4 and all((to/o.split('=')[1]/'adapter_model.safetensors').is_file() for o in modules)
     assert all((to/o['path']).resolve().parent == to.resolve() for o in json.loads((to/'adapters.json').read_text())['adapters'])
 
 # the card
@@ -412,7 +413,14 @@ LOGGER_TYPE_TO_CLASS['told'] = Told
     (tmp_path/'ok.jsonl').write_text('\n'.join(json.dumps(o) for o in sums(0, 40)))
     assert main(['run', '--model', 'tiny', '--device', 'cpu', '--data', str(tmp_path/'ok.jsonl'), '--partition', 'iid', '--num_clients', '2', '--rounds', '2', '--local_step', '1', '--max_new_tokens', '2', '--graph', 'complete',
                  '--track', '[told]', '--imports', f"[{tmp_path/'mine.py'}]", '--output_dir', str(tmp_path/'run')]) == 0
-    assert [o for o in capsys.readouterr().out.splitlines() if o.startswith('told')] == ['told 1 2.0','told 2 2.0']
+    def told(): return [o for o in capsys.readouterr().out.splitlines() if o.startswith('told')]
+    assert told() == ['told 1 2.0','told 2 2.0']
+    # in a comparison each run, and in Python any server that isn't given callbacks
+    assert main(['compare', str(tmp_path/'run'/'config.yaml'), '--algorithms', 'local,fedavg', '--seeds', '0', '--output_dir', str(tmp_path/'both')]) == 0
+    assert told() == ['told 1 2.0','told 2 2.0']*2
+    for callbacks,n in ((None,2),([],0)):
+        get_server(make_cfg(rounds=2, track=['told'], output_dir=str(tmp_path/f'python_{n}')), client_data(4), callbacks=callbacks).fit()
+        assert len(told()) == n
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
     del LOGGER_TYPE_TO_CLASS['told']
 
