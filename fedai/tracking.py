@@ -40,8 +40,9 @@ class Progress(Callback):
         self.total = sum(len(known[min(t, len(known)-1)]) for t in rounds)   # a round that isn't drawn yet will have about as many as the last that is
         self.done,self.part,self.work,self.began,self.shown,self.rounds = 0,0.,0.,None,0.,server.cfg.rounds
         if server.store.round: self.line(f"{server.store.root}: {server.store.round} of {self.rounds} rounds are done" + (', going on' if self.total else ''))
+        notebook = 'ipykernel' in sys.modules   # which shows each stream in a place of its own, so that the bar must be where the lines are
         # without a terminal or notebook the bar would fill a log file
-        self.bar = tqdm(total=self.total, disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules), leave=False, dynamic_ncols=True, bar_format='{bar}')
+        self.bar = tqdm(total=self.total, file=sys.stdout if notebook else sys.stderr, disable=not (sys.stderr.isatty() or notebook), leave=False, dynamic_ncols=True, bar_format='{bar}')
 
     def line(self, text):
         if self.bar is None or self.bar.disable: print(text, file=self.out, flush=True)
