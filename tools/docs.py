@@ -156,9 +156,9 @@ def params(o, above=()):
     if isinstance(o, type) and o.__init__ is object.__init__: return {}
     made = {f.name: dict(default=f.default_factory()) for f in dataclasses.fields(o) if f.default_factory is not dataclasses.MISSING} if dataclasses.is_dataclass(o) else {}
     star = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    known = [docments(b) for b in above]
+    known = [docments(b, args_kwargs=True) for b in above]
     said = lambda k: next((d[k] for d in known if d.get(k)), None)
-    return {star.get(d.get('kind'), '') + k: {**d, **made.get(k, {}), 'docment': d['docment'] or said(k)} for k,d in docments(o, full=True).items() if k not in ('self','cls')}
+    return {star.get(d.get('kind'), '') + k: {**d, **made.get(k, {}), 'docment': d['docment'] or said(k)} for k,d in docments(o, full=True, args_kwargs=True).items() if k not in ('self','cls')}
 
 def signature(name, ps):
     "`name(a, b=1)`, broken between parameters where it is long; types stand in the table."
