@@ -73,7 +73,7 @@ def _tell_test(server, cfg):
     from fedai.evaluation import gain_table, newcomer_table, samples, score_table
     print('testing each client with its own adapter, the base model and the mean of all adapters ...', flush=True)
     server.test(baselines=True, versus=cfg.versus)
-    if cfg.samples and (Path(cfg.output_dir)/'generations.jsonl').exists(): print('\n' + samples(cfg.output_dir, examples=cfg.samples))
+    if cfg.samples and (Path(cfg.output_dir)/'generations.jsonl').exists(): print('\n' + samples(cfg.output_dir, examples=cfg.samples, names=server.scorecard.get('names')))
     print('\n' + score_table(server.scorecard) + '\n\n' + gain_table(server.scorecard))
     if getattr(server.lst_data_dict, 'newcomers', None):
         print('\ntesting newcomers from each start, and after a round of training of their own ...', flush=True)

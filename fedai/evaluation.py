@@ -147,7 +147,9 @@ def gain_table(card:dict, # a scorecard
     rows = [['mean','own','', *(f'over {p}' for p in over)]]
     for k,v in card['mean'].items():
         if k in empty: continue
-        d = 2 if max(abs(x) for x in (v, *card['interval'][k], *(g[k][o] for g in over.values() if k in g for o in ('mean','low','high')))) < 10 else 1
+        gains = [g[k] for g in over.values() if k in g]
+        most,least = max(abs(x) for x in (v, *card['interval'][k], *(g[o] for g in gains for o in ('mean','low','high')))),min((abs(g['mean']) for g in gains if g['mean']), default=1)
+        d = 1 if most >= 10 else 2 if least >= .005 else 3
         rows.append([k.replace('_', ' '), f'{v:.{d}f}', '[{:.{d}f}, {:.{d}f}]'.format(*card['interval'][k], d=d)])
         for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.{d}f} [{g[k]['low']:+.{d}f}, {g[k]['high']:+.{d}f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
     note = '[95 % intervals]' + (', and the share of clients that are better off' if over else '')
@@ -158,6 +160,7 @@ def samples(said,       # the lines of `generations.jsonl`, or the folder of a r
             clients=4,  # how many, spread over all of them
             examples=2, # of each, its first ones
             width=100,  # characters of a text that are shown; of a longer one its beginning and its end
+            names=None, # client -> its name, where it has one
            )->str:      # lines of text
     "Some questions with the right answer, and those given before and after."
     if isinstance(said, (str,Path)): said = read_scores(said)[1]
@@ -168,7 +171,7 @@ def samples(said,       # the lines of `generations.jsonl`, or the folder of a r
     def short(text): return t if len(t := re.sub(r'\s*\n\s*', ' ⏎ ', text.strip())) <= width else f'{t[:(width-4)//2]} ... {t[len(t)-(width-5)//2:]}'
     out = []
     for i in ids:
-        out.append(f'client {i}' + (f" ({by[i][0]['task']})" if by[i][0].get('task') else ''))
+        out.append((names or {}).get(str(i), f'client {i}') + (f" ({by[i][0]['task']})" if by[i][0].get('task') else ''))
         for o in by[i][:examples]:
             lines = [('asked', o['instruction'] + (f"\n{o['input']}" if o['input'] else '')), ('right', ' | '.join(o.get('references') or [o['output']])), *([('before', o['base']['generated'])] if 'base' in o else []), ('after', o['generated'])]
             out += [f'  {k:8}{short(v)}' for k,v in lines] + ['']
