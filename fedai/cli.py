@@ -597,10 +597,10 @@ def get_parser()->argparse.ArgumentParser:
                        epilog='example: fedai run configs/demo.yaml --rounds 8 --output_dir runs/longer')
     p.add_argument('config', nargs='?', help='a YAML file with fields of the config')
     _add_fields(p)
-    p = sub.add_parser('compare', usage='fedai compare CONFIG [--algorithms NAMES] [--seeds NUMBERS] [--FIELD VALUE ...]', help='run several algorithms on the same data and compare them',
+    p = sub.add_parser('compare', usage='fedai compare [CONFIG] [--algorithms NAMES] [--seeds NUMBERS] [--FIELD VALUE ...]', help='run several algorithms on the same data and compare them',
                        description="Run several algorithms on the same data, start and budget, and compare them client by client. CONFIG has the fields of a run, and under `compare:` what the options below say.\nFinished runs aren't run again; a stopped one goes on.",
                        epilog="example: fedai compare configs/compare.yaml --algorithms local,fedavg,fedsa,mira --seeds 0,1,2 --output_dir runs/mine")
-    p.add_argument('config', help='a YAML file')
+    p.add_argument('config', nargs='?', help='a YAML file')
     g = p.add_argument_group('comparison')
     g.add_argument('--algorithms', metavar='NAMES', help='separated by commas [local,fedavg,fedsa,mira]')
     g.add_argument('--seeds', metavar='NUMBERS', help='separated by commas [0,1,2]')
@@ -698,7 +698,7 @@ def _config(args):
     if args.command != 'compare':
         over = _overrides(args)
         return (load_config(args.config, **over) if args.config else FedConfig(**over)),None
-    found = read_yaml(args.config)
+    found = read_yaml(args.config) if args.config else {}
     section = found.pop('compare', None) or {}
     if not isinstance(section, dict): raise ConfigError('compare', 'a mapping of ' + ', '.join(_compare_keys), section)
     section = _compare_args(args, section)

@@ -468,7 +468,7 @@ class Chat:
         "Questions and answers until somebody ends it."
         ask,out = ask or input,out or sys.stdout
         def say(*parts, end='\n'): print(*parts, end=end, file=out, flush=True)
-        say(f"{self.server.store.root}: {len(self.names)} clients, {self.server.cfg.model}. /help says what there is.")
+        say(f"{self.server.store.root}: {len(self.names)} client{'s' if len(self.names) > 1 else ''}, {self.server.cfg.model}. /help says what there is.")
         while True:
             try: line = ask(f'{self.title}> ').strip()
             except EOFError: return say()
