@@ -326,6 +326,9 @@ def state_similarity(states, # K dicts name -> tensor, with the same names and s
     return cosines(inner_products(states))
 
 # %% ../nbs/02_graphs.ipynb #996fa843
+def _check_labels(labels, K):
+    if labels is not None and len(labels) != K: raise ConfigError('labels', f'{K}, one a client', f'{len(labels)}')
+
 def plot_graph(A:np.ndarray,  # (K, K) client graph
                labels=None,   # K labels, such as task names; their clients' numbers are put before them
                ax=None,       # matplotlib axes; new ones when not given
@@ -334,6 +337,7 @@ def plot_graph(A:np.ndarray,  # (K, K) client graph
     "Heat map of a client graph."
     import matplotlib.pyplot as plt
     K = len(A)
+    _check_labels(labels, K)
     ax = ax or plt.subplots(figsize=(4.5,4))[1]
     im = ax.imshow(A, cmap='Blues', vmin=0, vmax=A.max() or 1)
     ax.figure.colorbar(im, ax=ax, fraction=.046, pad=.04, label='weight')
@@ -371,6 +375,7 @@ def plot_network(A:np.ndarray, # (K, K) client graph
     import matplotlib.pyplot as plt
     from matplotlib.collections import LineCollection
     A,K = np.asarray(A, dtype=np.float64),len(A)
+    _check_labels(labels, K)
     W = np.maximum(A, A.T)/(A.max(initial=0) or 1)
     xy = _place(W)
     ax = ax or plt.subplots(figsize=(5.5,4.5), layout='constrained')[1]

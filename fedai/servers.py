@@ -25,7 +25,7 @@ from .prompts import DataError, check_example
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .server_opt import server_step
 from .store import AdapterStore, StoreError, _link, read_row
-from .tracking import History, Progress, trackers
+from .tracking import Callback, History, Progress, trackers
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
 from .utils import atomic_file, can_write, existing, LazyList, rng, write_json, write_text
@@ -71,7 +71,10 @@ class BaseServer:
         "A subclass with a `name` is an algorithm that a config can name."
         super().__init_subclass__(**kwargs)
         if paper is not None: cls.paper = paper
-        if name is not None: cls.name,algorithm_classes[name] = name,cls
+        if name is None: return
+        old = algorithm_classes.get(name, cls)
+        if (old.__module__,old.__qualname__) != (cls.__module__,cls.__qualname__): raise ConfigError('name', f'one that no other algorithm has ({old.__module__}.{old.__qualname__} has it)', name)
+        cls.name,algorithm_classes[name] = name,cls
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -87,7 +90,10 @@ class BaseServer:
                  callbacks=None,    # list of `Callback`s; None: progress, and where the config says `track`, that
                  **kwargs,          # set as attributes: tokenizer, criterion, graph, ...
                 ):
-        if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)
+        for field,ok,what,got in (('cfg', isinstance(cfg, FedConfig), 'a FedConfig', cfg), ('lst_data_dict', hasattr(lst_data_dict, '__len__'), 'a list with a dict for each client', lst_data_dict),
+                                  ('model', not isinstance(model, (str,Path)), 'a model (a name goes into the config)', model), ('client_class', client_class is None or isinstance(client_class, type) and issubclass(client_class, BaseClient), 'a subclass of BaseClient', client_class),
+                                  ('callbacks', callbacks is None or isinstance(callbacks, (list,tuple)) and all(isinstance(c, Callback) for c in callbacks), 'a list of `Callback`s', callbacks)):
+            if not ok: raise ConfigError(field, what, got)
         if cfg.num_clients is None: cfg = cfg.replace(num_clients=len(lst_data_dict))
         if holdout_ds is None: holdout_ds = getattr(lst_data_dict, 'holdout', None)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients

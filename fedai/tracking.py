@@ -155,6 +155,7 @@ def plot_run(history,     # the records of a run's rounds
     import matplotlib.pyplot as plt
     kinds = [(k,m,t) for k,m,t in (('loss','mean_loss','training loss'),('test_loss','mean_test_loss','test loss')) if any(k in r for r in history)]
     n = len(kinds) + (A is not None)
+    if not n: raise ConfigError('history', 'at least one round, or a graph', 'neither')
     fig,axs = plt.subplots(1, n, figsize=(5*n,4), squeeze=False, layout='constrained')
     names = list(dict.fromkeys(tasks or ['client']))
     colours = dict(zip(names, plt.get_cmap('tab10').colors*(len(names)//10+1)))

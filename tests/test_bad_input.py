@@ -190,6 +190,25 @@ def test_an_output_folder_that_cannot_be(make_cfg, tmp_path):
         with pytest.raises(ConfigError, match='`output_dir`: expected a folder that can be written'): Server_mira(make_cfg(output_dir=str(p)), client_data(4), callbacks=[])
     with pytest.raises(ConfigError, match='`output_dir`: expected the name of a folder'): make_cfg(output_dir=' ')
 
+def test_what_a_server_is_made_of(make_cfg):
+    from fedai.algorithms import get_server
+    for args,kw,field in (((dict(model='tiny'), client_data(2)), {}, 'cfg'), ((make_cfg(), None), {}, 'lst_data_dict'), ((make_cfg(), client_data(4)), dict(model='tiny'), 'model'), ((make_cfg(), client_data(4)), dict(client_class=Callback), 'client_class'),
+                          ((make_cfg(), client_data(4)), dict(callbacks=Callback()), 'callbacks'), ((make_cfg(), client_data(4)), dict(callbacks=[Callback]), 'callbacks')):
+        with pytest.raises(ConfigError, match=f'`{field}`: expected'): get_server(*args, **kw)
+
+def test_a_name_that_another_algorithm_has():
+    from fedai.servers import algorithm_classes
+    with pytest.raises(ConfigError, match='`name`: expected one that no other algorithm has .*Server_mira.* got .mira.'): type('Mine', (BaseServer,), {}, name='mira')
+    assert algorithm_classes['mira'] is Server_mira
+    def cell():   # which is run again in a notebook
+        class Mine(BaseServer, name='mine'): pass
+        return Mine
+    try:
+        cell()
+        again = cell()
+        assert algorithm_classes['mine'] is again
+    finally: algorithm_classes.pop('mine', None)
+
 @pytest.mark.parametrize('kw,message', [(dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"), (dict(send=3), '`send`: expected an attribute'), (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
 def test_arguments_of_the_server(make_cfg, kw, message):
     with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(), client_data(4), callbacks=[], **kw)
