@@ -73,7 +73,7 @@ class BaseServer:
         if paper is not None: cls.paper = paper
         if name is None: return
         old = algorithm_classes.get(name, cls)
-        if (old.__module__,old.__qualname__) != (cls.__module__,cls.__qualname__): raise ConfigError('name', f'one that no other algorithm has ({old.__module__}.{old.__qualname__} has it)', name)
+        if old.__qualname__ != cls.__qualname__: raise ConfigError('name', f'one that no other algorithm has ({old.__qualname__} has it)', name)   # a cell may run again, and a notebook's class be in its module too
         cls.name,algorithm_classes[name] = name,cls
 
     def __new__(cls, *args, **kwargs):
