@@ -176,12 +176,13 @@ def run_compare(cfg:FedConfig,   # what all have in common
 def _compare_args(args, section):
     "The `compare` section, with the options in it."
     section = dict(section)
-    if args.algorithms: section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
+    if args.algorithms:
+        named = section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
+        if isinstance(tune := section.get('tune'), dict): section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named or not isinstance(v, dict)}   # the file may tune others than were asked for
     if args.seeds: section['seeds'] = _value('seeds', args.seeds, True)
     for k in ('tune','sweep'):
         if getattr(args, k): section[k] = _value(k, getattr(args, k))
     if args.metric: section['metric'] = args.metric
-    if isinstance(named := section.get('algorithms'), list) and isinstance(tune := section.get('tune'), dict) and args.algorithms: section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named}   # the file may tune others than were asked for
     return section
 
 # %% ../nbs/17_cli.ipynb #845eefa9
