@@ -176,10 +176,12 @@ def run_compare(cfg:FedConfig,   # what all have in common
 def _compare_args(args, section):
     "The `compare` section, with the options in it."
     section = dict(section)
-    if args.algorithms:
+    if args.algorithms is not None:
         named = section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
         if isinstance(tune := section.get('tune'), dict): section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named or not isinstance(v, dict)}   # the file may tune others than were asked for
-    if args.seeds: section['seeds'] = _value('seeds', args.seeds, True)
+    if args.seeds is not None:
+        section['seeds'] = _value('seeds', args.seeds, True)
+        if section['seeds'] is None: raise ConfigError('seeds', 'numbers separated by commas', args.seeds)
     for k in ('tune','sweep'):
         if getattr(args, k): section[k] = _value(k, getattr(args, k))
     if args.metric: section['metric'] = args.metric
