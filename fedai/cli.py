@@ -544,6 +544,7 @@ def run_export(args)->int: # of the command line; returns the exit code
 def run_chat(args)->int: # of the command line; returns the exit code
     "Talk to the clients of a run: what `fedai chat` does."
     from fedai.ship import Chat
+    if args.tokens < 1: raise ConfigError('tokens', 'at least 1', args.tokens)
     with contextlib.suppress(ImportError): import readline   # lines that can be edited
     print('loading the model ...', flush=True)
     Chat(args.run, args.client, args.tokens, device=args.device).loop()
