@@ -8,7 +8,7 @@ __all__ = ['run', 'run_config', 'run_test', 'run_compare', 'run_show_data', 'run
            'main']
 
 # %% ../nbs/17_cli.ipynb #775dcb5e
-import argparse, contextlib, json, math, os, re, shlex, signal, sys, textwrap, time, traceback, warnings
+import argparse, contextlib, json, math, os, re, shlex, shutil, signal, sys, textwrap, time, traceback, warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -480,11 +480,13 @@ def run_flower(args,     # of the command line
     return 0
 
 # %% ../nbs/17_cli.ipynb #efe40a10
+def _width(): return min(100, shutil.get_terminal_size().columns - 2)   # as argparse has it, but lines that can still be read
+
 class _Parser(argparse.ArgumentParser):
     "Says in one line what is wrong with a command line."
     def __init__(self, *args, **kw):
         super().__init__(*args, **{'formatter_class': argparse.RawDescriptionHelpFormatter, 'allow_abbrev': False, **kw})
-        self.description = '\n'.join(textwrap.fill(o, 100) for o in (self.description or '').split('\n'))
+        self.description = '\n'.join(textwrap.fill(o, _width()) for o in (self.description or '').split('\n'))
         self.add_argument('--debug', action='store_true', help='show the traceback of any error, as FEDAI_DEBUG=1 does')
 
     def error(self, message):
@@ -499,8 +501,8 @@ def _commands(sub):
     rest = [o for o in about if not any(o in v for v in _groups.values())]
     groups = {**_groups, 'more': (*_groups['more'], *rest)}
     width = max(map(len, about)) + 4
-    def one(o): return textwrap.fill(about[o], 96, initial_indent=f'  {o:{width-2}}', subsequent_indent=' '*width)
-    return '\n\n'.join('\n'.join([f'{g}:', *(one(o) for o in names if o in about)]) for g,names in groups.items()) + '\n\nexample: fedai init my.yaml; fedai run my.yaml\n`fedai COMMAND --help` says what a command does, with its options and an example.'
+    def one(o): return textwrap.fill(about[o], _width(), initial_indent=f'  {o:{width-2}}', subsequent_indent=' '*width)
+    return '\n\n'.join('\n'.join([f'{g}:', *(one(o) for o in names if o in about)]) for g,names in groups.items()) + '\n\nexample: fedai init my.yaml; fedai run my.yaml\n`fedai COMMAND --help` says what a command does, with options and an example.'
 
 def _json_option(p, what): p.add_argument('--json', action='store_true', help=f'for programs: {what} as JSON, and nothing else on standard output')
 
