@@ -8,7 +8,7 @@ __all__ = ['run', 'run_config', 'run_test', 'run_compare', 'run_show_data', 'run
            'main']
 
 # %% ../nbs/17_cli.ipynb #775dcb5e
-import argparse, contextlib, json, math, os, re, shlex, signal, sys, textwrap, time, traceback, warnings
+import argparse, contextlib, json, math, os, re, shlex, shutil, signal, sys, textwrap, time, traceback, warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -176,12 +176,15 @@ def run_compare(cfg:FedConfig,   # what all have in common
 def _compare_args(args, section):
     "The `compare` section, with the options in it."
     section = dict(section)
-    if args.algorithms: section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
-    if args.seeds: section['seeds'] = _value('seeds', args.seeds, True)
+    if args.algorithms is not None:
+        named = section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
+        if isinstance(tune := section.get('tune'), dict): section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named or not isinstance(v, dict)}   # the file may tune others than were asked for
+    if args.seeds is not None:
+        section['seeds'] = _value('seeds', args.seeds, True)
+        if section['seeds'] is None: raise ConfigError('seeds', 'numbers separated by commas', args.seeds)
     for k in ('tune','sweep'):
         if getattr(args, k): section[k] = _value(k, getattr(args, k))
     if args.metric: section['metric'] = args.metric
-    if isinstance(named := section.get('algorithms'), list) and isinstance(tune := section.get('tune'), dict) and args.algorithms: section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named}   # the file may tune others than were asked for
     return section
 
 # %% ../nbs/17_cli.ipynb #845eefa9
@@ -477,11 +480,13 @@ def run_flower(args,     # of the command line
     return 0
 
 # %% ../nbs/17_cli.ipynb #efe40a10
+def _width(): return min(100, shutil.get_terminal_size().columns - 2)   # as argparse has it, but lines that can still be read
+
 class _Parser(argparse.ArgumentParser):
     "Says in one line what is wrong with a command line."
     def __init__(self, *args, **kw):
         super().__init__(*args, **{'formatter_class': argparse.RawDescriptionHelpFormatter, 'allow_abbrev': False, **kw})
-        self.description = '\n'.join(textwrap.fill(o, 100) for o in (self.description or '').split('\n'))
+        self.description = '\n'.join(textwrap.fill(o, _width()) for o in (self.description or '').split('\n'))
         self.add_argument('--debug', action='store_true', help='show the traceback of any error, as FEDAI_DEBUG=1 does')
 
     def error(self, message):
@@ -496,8 +501,8 @@ def _commands(sub):
     rest = [o for o in about if not any(o in v for v in _groups.values())]
     groups = {**_groups, 'more': (*_groups['more'], *rest)}
     width = max(map(len, about)) + 4
-    def one(o): return textwrap.fill(about[o], 96, initial_indent=f'  {o:{width-2}}', subsequent_indent=' '*width)
-    return '\n\n'.join('\n'.join([f'{g}:', *(one(o) for o in names if o in about)]) for g,names in groups.items()) + '\n\nexample: fedai init my.yaml; fedai run my.yaml\n`fedai COMMAND --help` says what a command does, with its options and an example.'
+    def one(o): return textwrap.fill(about[o], _width(), initial_indent=f'  {o:{width-2}}', subsequent_indent=' '*width)
+    return '\n\n'.join('\n'.join([f'{g}:', *(one(o) for o in names if o in about)]) for g,names in groups.items()) + '\n\nexample: fedai init my.yaml; fedai run my.yaml\n`fedai COMMAND --help` says what a command does, with options and an example.'
 
 def _json_option(p, what): p.add_argument('--json', action='store_true', help=f'for programs: {what} as JSON, and nothing else on standard output')
 
@@ -527,6 +532,7 @@ def run_export(args)->int: # of the command line; returns the exit code
     from fedai.ship import export_adapter, export_all
     if args.all == (args.client is not None): raise ConfigError('client', 'a number or name, or --all, one of the two', args.client)
     if not args.all:
+        if args.public and not args.push: raise ConfigError('push', 'a repository, user/name, beside --public', None)
         to = export_adapter(args.run, args.client, args.to, args.merge, args.push, args.public)
         print(f'wrote {to}: README.md says how to load it' + (f', and sent it to https://huggingface.co/{args.push}' if args.push else ''))
         return 0
@@ -540,6 +546,7 @@ def run_export(args)->int: # of the command line; returns the exit code
 def run_chat(args)->int: # of the command line; returns the exit code
     "Talk to the clients of a run: what `fedai chat` does."
     from fedai.ship import Chat
+    if args.tokens < 1: raise ConfigError('tokens', 'at least 1', args.tokens)
     with contextlib.suppress(ImportError): import readline   # lines that can be edited
     print('loading the model ...', flush=True)
     Chat(args.run, args.client, args.tokens, device=args.device).loop()

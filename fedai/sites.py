@@ -34,6 +34,7 @@ def make_site_key(name:str|Path, # `name.key`, for the site alone, and `name.pub
     "A site's key; raises `ConfigError` where there is one already."
     _,_,ser,ec = _crypto()
     key,p = ec.generate_private_key(ec.SECP384R1()),Path(name)
+    if not p.name or not p.parent.is_dir(): raise ConfigError('name', "a site's name, in a folder that exists", str(name))
     if p.with_name(p.name + '.pub').exists(): raise ConfigError('keys', 'a file that is not there yet', f'{p}.pub')
     _write(p.with_name(p.name + '.key'), key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.OpenSSH, ser.NoEncryption()))
     _write(p.with_name(p.name + '.pub'), key.public_key().public_bytes(ser.Encoding.OpenSSH, ser.PublicFormat.OpenSSH) + b'\n', 0o644)
@@ -46,8 +47,13 @@ def make_server_keys(folder:str|Path, # of the federation
     "The server's certificate, signed by an authority of its own whose key isn't kept."
     x509,hashes,ser,ec = _crypto()
     folder = Path(folder)
+    for h in hosts:
+        if re.fullmatch(r'[\w*-]+(\.[\w-]+)*\.?', h, re.ASCII): continue
+        try: ipaddress.ip_address(h)
+        except ValueError as e: raise ConfigError('host', 'a name or address alone, such as fed.example.org or 10.0.0.5 (no port, no https://; letters beyond a to z as xn--...)', h) from e
     if (folder/'ca.crt').exists(): raise ConfigError('keys', 'a folder without keys', str(folder))
-    (folder/'clients').mkdir(parents=True, exist_ok=True)
+    try: (folder/'clients').mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ConfigError('folder', 'one that can be made', f'{folder} ({e.strerror})') from e
     now = datetime.datetime.now(datetime.timezone.utc)
     def name(o): return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, o[:60])])
     def cert(subject, key, issuer, signer, extensions):

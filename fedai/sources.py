@@ -54,7 +54,7 @@ class _Json:
 
 def _utf8(e): return f"invalid UTF-8: byte 0x{e.object[e.start]:02x} at byte {e.start}" + (' (is the file UTF-16?)' if e.object[:2] in (b'\xff\xfe', b'\xfe\xff') else '')
 
-def _said(e): return e.msg.rstrip(': ').removesuffix(' starting at')
+def _said(e): return e.msg.rstrip(': ').removesuffix(' at').removesuffix(' starting')
 
 def _open(path): return gzip.open(path, 'rb') if path.name.endswith('.gz') else open(path, 'rb')
 

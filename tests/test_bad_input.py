@@ -60,7 +60,7 @@ def with_data(**changes):
     ([sums(0)]*4, {}, {}, ConfigError, r"`lst_data_dict\[0\]`: expected a dict with 'train' and 'test', got 'list'"),
     *[(None, dict(graph=graph(b)), {}, ConfigError, f'`graph`: expected {w}') for b,w in dict(size='a square array', flat='a square array', negative='weights of at least 0', nan='finite weights',
         directed='a symmetric array', diagonal='zeros on the diagonal', text=r'a \(4, 4\) array of numbers', ragged=r'a \(4, 4\) array of numbers').items()],
-    (None, {}, dict(graph='nowhere.npy'), ConfigError, "`graph`: expected 'random', 'tasks', 'complete' or a readable .npy file"),
+    (None, {}, dict(graph='nowhere.npy'), ConfigError, "`graph`: expected 'random', 'tasks', 'complete', 'ring', 'erdos_renyi', 'learned' or a readable .npy file"),
     (None, {}, dict(lambda_=1e6), ConfigError, r"`lambda_`: expected ηλ·λ_max\(L\) below 2 .* got '2000 x .* = "),
     (None, {}, dict(target_modules=['q_proj','nose']), ConfigError, "`target_modules`: expected names of layers in the model, such as .*'q_proj'.*, got 'nose'"),
     (None, {}, dict(target_modules=[]), ConfigError, "`target_modules`"),

@@ -268,6 +268,7 @@ bad_data = [
     ('lines in a .json file', 'json', jl(), ', line 2: invalid JSON: more after the end at column 1 (one object a line? then `data_format: jsonl`)'),
     ('a key that comes twice', 'jsonl', jl(b'{"instruction": "x", "output": "y", "output": "z"}'), [", line 2: the key 'output' comes twice in an object"]),
     ('NaN', 'jsonl', jl(b'{"instruction": "x", "output": NaN}', b'{"instruction": "x", "output": "y", "score": -Infinity}'), [", line 2: NaN isn't JSON", ", line 3: Infinity isn't JSON"]),
+    ('a control character', 'jsonl', jl(b'{"instruction": "a\tb", "output": "y"}'), [', line 2: invalid JSON: Invalid control character at character 18']),
     ('brackets without an end', 'jsonl', jl(b'['*100_000), [', line 2: invalid JSON: nested too deeply']),
     ('an object with no list', 'json', b'{"a": 1}', ": expected a list of objects, or an object with one in 'Instances', 'examples', 'data', 'rows' or 'items', got the keys 'a'"),
     ('blank lines', 'jsonl', jl(b'', b'  \t', b'\r'), None),
