@@ -104,7 +104,7 @@ class BaseServer:
         self.client_list = LazyList(self, client_class or type(self).client_class, cfg.max_alive)
         self._check_tokens()
         self._find_run()
-        self.selection = self.client_selection()
+        self.selection = self._selected()
         self.engine = get_engine(self)
         self.check()
         self._open_store()
@@ -237,6 +237,17 @@ class BaseServer:
             return [*done, new][:cfg.rounds]
         return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection(self.examples(range(K)), *args),
                                                     neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available, power_of_choice=by_loss)[kind], cfg.selection_args)
+
+    def _selected(self):
+        "What `client_selection` says, which may be somebody's own, in plain numbers; raises `ConfigError` where these aren't clients."
+        said,out = self.client_selection(),[]
+        for t,ids in enumerate(said):
+            a = np.asarray(ids)
+            if a.ndim != 1 or not len(a) or a.dtype.kind not in 'iu' or not 0 <= a.min() <= a.max() < self.num_clients or len(np.unique(a)) < len(a):
+                raise ConfigError('client_selection', f'in round {t} a list of different clients from 0 to {self.num_clients-1}', ids)
+            out.append(a.tolist())
+        if len(out) <= (t := self.store.round) < self.cfg.rounds: raise ConfigError('client_selection', f'a list of clients for round {t}, too', said)
+        return out
 
     def examples(self,
                  ids,     # of rows
@@ -446,7 +457,7 @@ class BaseServer:
             self.check()
             self.call('before_fit')
             for t in range(self.store.round, self.cfg.rounds):
-                if t >= len(self.selection): self.selection = self.client_selection()
+                if t >= len(self.selection): self.selection = self._selected()
                 self.one_round(t, self.selection[t])
             self.call('after_fit')
         return History(self.history, self.alk_connection, self.tasks)

@@ -255,3 +255,16 @@ def test_command_line(argv, code, message, tmp_path):
     r = subprocess.run([str(Path(sys.executable).parent/'fedai'), *argv], cwd=tmp_path, capture_output=True, text=True)
     assert r.returncode == code and message in r.stderr and 'Traceback' not in r.stderr, r.stderr
     assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('said,message', [([[0,0,1]], r'in round 0 a list of different clients from 0 to 3, got \[0, 0, 1\]'), ([[0],[4]], r'in round 1 .*, got \[4\]'), ([[-1]], 'in round 0'), ([[]], 'in round 0'), ([0,1], 'in round 0 .*, got 0'), ([[.5]], 'in round 0'), ([], 'a list of clients for round 0')])
+def test_a_selection_of_ones_own_that_is_none(make_cfg, said, message):
+    class Own(BaseServer):
+        def client_selection(self): return said
+    cfg = make_cfg()
+    with pytest.raises(ConfigError, match='`client_selection`: expected ' + message): Own(cfg, client_data(4), callbacks=[])
+    assert not Path(cfg.output_dir).exists()
+
+def test_a_selection_of_ones_own_may_be_numpy_s(make_cfg):
+    class Own(BaseServer):
+        def client_selection(self): return [np.array([2,0]), [np.int64(1)]]
+    assert [r['selected'] for r in Own(make_cfg(rounds=2), client_data(4), callbacks=[]).fit()] == [[0,2],[1]]
