@@ -337,5 +337,6 @@ def get_server(cfg:FedConfig,  # its `name`, `algorithm_args` and `imports`
                **kwargs,
               ):               # the algorithm's server
     "The server of the algorithm that the config names."
+    if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)
     import_user_code(cfg.imports)
     return get_class(cfg.name)(cfg, lst_data_dict, model, holdout_ds, client_class, callbacks, **kwargs)

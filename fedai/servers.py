@@ -25,7 +25,7 @@ from .prompts import DataError, check_example
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .server_opt import server_step
 from .store import AdapterStore, StoreError, _link, read_row
-from .tracking import History, Progress, trackers
+from .tracking import Callback, History, Progress, trackers
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
 from .utils import atomic_file, can_write, existing, LazyList, rng, write_json, write_text
@@ -88,6 +88,9 @@ class BaseServer:
                  **kwargs,          # set as attributes: tokenizer, criterion, graph, ...
                 ):
         if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)
+        if not hasattr(lst_data_dict, '__len__'): raise ConfigError('lst_data_dict', "a list with {'train': ..., 'test': ...} a client", lst_data_dict)
+        if not callable(client_class or BaseClient): raise ConfigError('client_class', 'a subclass of BaseClient', client_class)
+        if callbacks is not None and not (isinstance(callbacks, (list,tuple)) and all(isinstance(o, Callback) for o in callbacks)): raise ConfigError('callbacks', 'a list of `Callback`s', callbacks)
         if cfg.num_clients is None: cfg = cfg.replace(num_clients=len(lst_data_dict))
         if holdout_ds is None: holdout_ds = getattr(lst_data_dict, 'holdout', None)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients
@@ -156,6 +159,7 @@ class BaseServer:
                 raise ConfigError('tokenizer', f'at most {n} tokens (resize the embeddings before the LoRA is put on)', len(self.tokenizer))
             self.task,weights = TextTask(self.cfg, self.tokenizer),'adapter_model.safetensors'
         else:
+            if not isinstance(model, torch.nn.Module): raise ConfigError('model', "a module, or None for the model that the config names", model)
             criterion = getattr(self, 'criterion', None) or getattr(model, 'criterion', None)
             if criterion is None: raise ConfigError('criterion', 'a loss function, given to the server or an attribute of the model', criterion)
             self.task,weights = ModuleTask(self.cfg, criterion),'model.safetensors'

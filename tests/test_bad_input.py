@@ -3,6 +3,7 @@ import subprocess, sys
 import numpy as np, pytest, torch
 from pathlib import Path
 from conftest import client_data, sums
+from fedai.algorithms import get_server
 from fedai.clients import Client_mira
 from fedai.config import ConfigError, FedConfig, load_config
 from fedai.prompts import DataError
@@ -268,3 +269,12 @@ def test_a_selection_of_ones_own_may_be_numpy_s(make_cfg):
     class Own(BaseServer):
         def client_selection(self): return [np.array([2,0]), [np.int64(1)]]
     assert [r['selected'] for r in Own(make_cfg(rounds=2), client_data(4), callbacks=[]).fit()] == [[0,2],[1]]
+
+@pytest.mark.parametrize('kw,message', [
+    (dict(callbacks=Callback()), '`callbacks`: expected a list of `Callback`s'), (dict(callbacks=[Callback]), '`callbacks`'), (dict(callbacks=[print]), '`callbacks`'),
+    (dict(model='tiny'), "`model`: expected a module, or None .*, got 'tiny'"), (dict(client_class='Client_mira'), "`client_class`: expected a subclass of BaseClient, got 'Client_mira'"),
+    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'), (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'), (dict(cfg=None), '`cfg`: expected a FedConfig, got None')])
+def test_arguments_of_another_type(make_cfg, kw, message):
+    cfg = make_cfg()
+    with pytest.raises(ConfigError, match=message): get_server(**{**dict(cfg=cfg, lst_data_dict=client_data(4)), **kw})
+    assert not Path(cfg.output_dir).exists()
