@@ -589,6 +589,7 @@ class BaseServer:
         return found
 
     def __repr__(self):
+        if getattr(getattr(self, 'store', None), 'layout', None) is None: return f"{type(self).__name__}: not made yet"   # as a traceback may show it
         A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
         if A is None or not A.any(): return said
         n = (A > 0).sum(1)

@@ -278,3 +278,9 @@ def test_arguments_of_another_type(make_cfg, kw, message):
     cfg = make_cfg()
     with pytest.raises(ConfigError, match=message): get_server(**{**dict(cfg=cfg, lst_data_dict=client_data(4)), **kw})
     assert not Path(cfg.output_dir).exists()
+
+def test_a_server_that_was_not_made_can_be_shown(make_cfg):
+    with pytest.raises(ConfigError) as e: Server_mira(make_cfg(), client_data(4), callbacks=[], graph='nowhere.npy')
+    assert {repr(o.locals['self']) for o in e.traceback if isinstance(o.locals.get('self'), BaseServer)} == {'Server_mira: not made yet'}
+    with pytest.raises(ConfigError) as e: Server_mira(make_cfg(num_clients=3), client_data(4), callbacks=[])
+    assert 'Server_mira: not made yet' in [repr(o.locals.get('self')) for o in e.traceback]
