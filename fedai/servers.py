@@ -122,10 +122,11 @@ class BaseServer:
         return {**{k: v for k,(v,_) in known.items()}, **given}
 
     def _set_attributes(self, kwargs):
-        "Keyword arguments become attributes; a slip in a known name, or the name of a method, is refused."
+        "Keyword arguments become attributes; a slip in a known name, or the name of a method or of a setting, is refused."
         known = ['tokenizer','criterion','graph','alk_connection']
         for k,v in kwargs.items():
             if k not in known and (near(k, known) or callable(getattr(type(self), k, None))): raise ConfigError(k, f'an attribute such as {", ".join(known)}' + near(k, known), v)
+            if k not in known and hasattr(self.cfg, k): raise ConfigError(k, f'it in the config (`cfg.replace({k}=...)`)', v)
             setattr(self, k, v)
 
     def _check_folder(self):

@@ -191,7 +191,7 @@ def test_an_output_folder_that_cannot_be(make_cfg, tmp_path):
         with pytest.raises(ConfigError, match='`output_dir`: expected a folder that can be written'): Server_mira(make_cfg(output_dir=str(p)), client_data(4), callbacks=[])
     with pytest.raises(ConfigError, match='`output_dir`: expected the name of a folder'): make_cfg(output_dir=' ')
 
-@pytest.mark.parametrize('kw,message', [(dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"), (dict(send=3), '`send`: expected an attribute'), (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
+@pytest.mark.parametrize('kw,message', [(dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"), (dict(send=3), '`send`: expected an attribute'), (dict(rounds=9), r'`rounds`: expected it in the config \(`cfg.replace\(rounds=...\)`\), got 9'), (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
 def test_arguments_of_the_server(make_cfg, kw, message):
     with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(), client_data(4), callbacks=[], **kw)
     with pytest.raises(ConfigError, match='`cfg`: expected a FedConfig'): Server_mira(dict(lr=1), client_data(4))
