@@ -434,6 +434,9 @@ class BaseServer:
 
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
+        for what,names in (('trained_tensors', self.trained_tensors(self.store.round)), ('kept_tensors', self.kept_tensors(self.store.round))):
+            for n in names or ():
+                if n not in self.live.views: raise ConfigError(what, 'names of tensors of a row' + near(str(n), self.live.views), n)
         if self.cfg.versus: read_scores(self.cfg.versus)
         for k in ('gradient_checkpointing','offload_activations'):
             if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)

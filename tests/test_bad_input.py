@@ -284,3 +284,10 @@ def test_a_server_that_was_not_made_can_be_shown(make_cfg):
     assert {repr(o.locals['self']) for o in e.traceback if isinstance(o.locals.get('self'), BaseServer)} == {'Server_mira: not made yet'}
     with pytest.raises(ConfigError) as e: Server_mira(make_cfg(num_clients=3), client_data(4), callbacks=[])
     assert 'Server_mira: not made yet' in [repr(o.locals.get('self')) for o in e.traceback]
+
+@pytest.mark.parametrize('what', ['trained_tensors','kept_tensors'])
+def test_tensors_that_a_row_does_not_have(make_cfg, what):
+    Own = type('Own', (BaseServer,), {what: lambda self, comm_round: {'lora_B'}})
+    cfg = make_cfg()
+    with pytest.raises(ConfigError, match=f"`{what}`: expected names of tensors of a row.*, got 'lora_B'"): Own(cfg, client_data(4), callbacks=[])
+    assert not Path(cfg.output_dir).exists()
