@@ -81,7 +81,7 @@ class BaseServer:
     def __init__(self,
                  cfg:FedConfig,     # the run's settings
                  lst_data_dict,     # {'train': ..., 'test': ...} a client: lists or datasets of example dicts, or of (input, target) for a plain module
-                 model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion
+                 model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion. It is changed, and what it has when it is given is what all start from
                  holdout_ds=None,   # the server's own examples, those of the data when not given: their loss under the mean of the round's clients goes into the history
                  client_class=None, # None: the algorithm's own
                  callbacks=None,    # list of `Callback`s; None: progress, and where the config says `track`, that
@@ -156,6 +156,7 @@ class BaseServer:
             self.tokenizer = getattr(self, 'tokenizer', None) or get_tokenizer(self.cfg)
             if model is None: model = get_model(self.cfg, self.tokenizer)
             elif not hasattr(model, 'peft_config'): model = add_lora(model, self.cfg, self.tokenizer)
+            elif not hasattr(model, 'get_base_model'): raise ConfigError('model', 'a transformers model without a LoRA (an earlier server puts one on it: load the model anew for each), or a PEFT model', type(model).__name__)
             elif len(self.tokenizer) > (n := model.get_input_embeddings().weight.shape[0]):
                 raise ConfigError('tokenizer', f'at most {n} tokens (resize the embeddings before the LoRA is put on)', len(self.tokenizer))
             self.task,weights = TextTask(self.cfg, self.tokenizer),'adapter_model.safetensors'

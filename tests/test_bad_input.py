@@ -291,3 +291,10 @@ def test_tensors_that_a_row_does_not_have(make_cfg, what):
     cfg = make_cfg()
     with pytest.raises(ConfigError, match=f"`{what}`: expected names of tensors of a row.*, got 'lora_B'"): Own(cfg, client_data(4), callbacks=[])
     assert not Path(cfg.output_dir).exists()
+
+def test_a_transformers_model_that_an_earlier_server_put_a_lora_on(make_cfg):
+    model = get_model(make_cfg()).unload()
+    assert Server_mira(make_cfg(r=4), client_data(4), model, callbacks=[]).live.tensors
+    cfg = make_cfg(r=8)
+    with pytest.raises(ConfigError, match='`model`: expected a transformers model without a LoRA'): Server_mira(cfg, client_data(4), model, callbacks=[])
+    assert not Path(cfg.output_dir).exists()
