@@ -263,6 +263,10 @@ def test_newcomers(server,         # whose clients trained
     "What newcomers gain from each start; in the scorecard under `newcomers`."
     newcomers = getattr(server.lst_data_dict, 'newcomers', {}) if newcomers is None else newcomers
     if not newcomers: raise ConfigError('newcomers', 'at least one (`unseen_clients` or `unseen_tasks`)', newcomers)
+    if not isinstance(newcomers, dict): raise ConfigError('newcomers', "names with {'train': ..., 'test': ...} for each", newcomers)
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0: raise ConfigError('rounds', 'a number of rounds, at least 0', rounds)
+    for n,d in newcomers.items():
+        if not isinstance(d, dict) or not all(len(d.get(k, ())) for k in ('train','test')): raise ConfigError(f'newcomers: {n}', "a dict with examples in 'train' and 'test'", d)
     each = {n: newcomer(server, d, n, rounds=rounds) for n,d in _bar(newcomers.items(), len(newcomers), 'newcomers')}
     starts = {}
     for s in dict.fromkeys(k for o in each.values() for k in o):

@@ -348,3 +348,9 @@ def test_bootstrap_moves_and_scales_with_its_numbers(v, shift, factor, groups):
     assert [b['mean'], b['low'], b['high']] == pytest.approx([factor*a['mean'] + shift, *ends], abs=1e-8)
     assert min(v) - 1e-9 <= a['low'] <= a['high'] <= max(v) + 1e-9
     if groups == 1: assert a['low'] == pytest.approx(a['mean']) == a['high']   # one group says nothing of chance
+
+def test_newcomers_that_are_none(make_cfg):
+    server = get_server(make_cfg(rounds=0), client_data(4), callbacks=[])
+    one = client_data(1)[0]
+    for args,message in [(([one],), r'`newcomers`: expected names with'), (({'a': {**one, 'train': []}},), "`newcomers: a`: expected a dict with examples in 'train' and 'test'"), (({'a': one['train']},), '`newcomers: a`'), (({'a': {'test': one['test']}},), '`newcomers: a`'), (({'a': one}, -1), '`rounds`: expected a number of rounds, at least 0, got -1'), (({'a': one}, 1.5), '`rounds`')]:
+        with pytest.raises(ConfigError, match=message): server.test_newcomers(*args)
