@@ -118,10 +118,14 @@ def headline(card:dict, # a scorecard
     there = [k for k in ('choice_accuracy','score','exact_match','accuracy','rougeL') if k in card['mean']]
     return next((k for k in there if any(card[p]['best'].get(k) for p in _parts if p in card) or card['best'][k]), there[0] if there else 'loss')
 
-def score_table(card:dict, # a scorecard, as `BaseServer.test` makes it
+def _check_card(card):
+    if not isinstance(card, dict) or 'mean' not in card: raise ConfigError('card', 'a scorecard (`server.scorecard` once `test` has run, or what `scorecard.json` has)', list(card) if isinstance(card, dict) else card)
+
+def score_table(card:dict, # a scorecard: `BaseServer.scorecard` once `test` has run, or what `scorecard.json` has
                 most=30,   # clients that are shown
                )->str:     # lines of text
     "Per client and over clients: what it must beat, and its own adapter."
+    _check_card(card)
     parts = {**{k: card[k] for k in _parts if k in card}, 'own': card}
     metrics = dict.fromkeys(['loss', headline(card)])
     keys = [(k,p) for k in metrics if k in card['mean'] for p in parts if k in parts[p]['mean']]
@@ -142,6 +146,7 @@ def score_table(card:dict, # a scorecard, as `BaseServer.test` makes it
 def gain_table(card:dict, # a scorecard
               )->str:     # lines of text
     "Per metric: the mean over clients with its interval, and the gain over each baseline, with its interval and the share of clients that are better off. What nobody has anything of is named below."
+    _check_card(card)
     parts,over = [card[p] for p in _parts if p in card],card.get('gains', {})
     empty = [k for k in card['mean'] if k not in lower_is_better and not any(p['best'].get(k) for p in [card, *parts])]
     rows = [['mean','own','', *(f'over {p}' for p in over)]]

@@ -11,6 +11,7 @@ from conftest import client_data, sums
 from fedai.algorithms import get_server
 from fedai.config import ConfigError
 from fedai.data import ClientData
+from fedai.evaluation import gain_table, score_table
 from fedai.metrics import paired_bootstrap, scorers, text_scores
 from fedai.models import get_base_model, get_tokenizer
 from fedai.prompts import Prompter
@@ -354,3 +355,8 @@ def test_newcomers_that_are_none(make_cfg):
     one = client_data(1)[0]
     for args,message in [(([one],), r'`newcomers`: expected names with'), (({'a': {**one, 'train': []}},), "`newcomers: a`: expected a dict with examples in 'train' and 'test'"), (({'a': one['train']},), '`newcomers: a`'), (({'a': {'test': one['test']}},), '`newcomers: a`'), (({'a': one}, -1), '`rounds`: expected a number of rounds, at least 0, got -1'), (({'a': one}, 1.5), '`rounds`')]:
         with pytest.raises(ConfigError, match=message): server.test_newcomers(*args)
+
+@pytest.mark.parametrize('table', [score_table, gain_table])
+@pytest.mark.parametrize('card', [None, {}, {0: {'loss': 1.}}, 'runs/demo'])
+def test_tables_of_what_is_no_scorecard(table, card):
+    with pytest.raises(ConfigError, match='`card`: expected a scorecard'): table(card)
