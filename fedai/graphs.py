@@ -167,11 +167,12 @@ def load_graph(path:str|Path,   # a .npy, .csv, .edges or .txt file
                num_clients:int, # K
               )->np.ndarray:    # (K, K)
     "The graph in a file, checked; its suffix says how it is written."
-    kind,wanted = Path(path).suffix.lower(),"'random', 'tasks', 'complete' or a readable .npy file"
+    names = ['random','tasks','complete','ring','erdos_renyi','learned']
+    kind,wanted = Path(path).suffix.lower(),', '.join(map(repr, names)) + ' or a readable .npy file'
     if kind == '.csv': A = read_table(path, 'graph')
     elif kind in ('.edges','.txt'): A = _edges(path, num_clients)
     else:
-        if kind != '.npy': wanted += ' (or .csv, .edges, .txt)' + near(path, ['random','tasks','complete'])
+        if kind != '.npy': wanted += ' (or .csv, .edges, .txt)' + near(path, names)
         try: A = np.load(path, allow_pickle=False)
         except (OSError,ValueError,EOFError) as e: raise ConfigError('graph', wanted, f'{path} ({e})') from e
     return check_graph(A, num_clients)
