@@ -252,7 +252,7 @@ class BaseServer:
             if a.ndim != 1 or not len(a) or a.dtype.kind not in 'iu' or not 0 <= a.min() <= a.max() < self.num_clients or len(np.unique(a)) < len(a):
                 raise ConfigError('client_selection', f'in round {t} a list of different clients from 0 to {self.num_clients-1}', ids)
             out.append(a.tolist())
-        if len(out) <= (t := self.store.round) < self.cfg.rounds: raise ConfigError('client_selection', f'a list of clients for round {t}, too', said)
+        if (t := self.store.round) is not None and len(out) <= t < self.cfg.rounds: raise ConfigError('client_selection', f'a list of clients for round {t}, too', said)
         return out
 
     def examples(self,
@@ -435,7 +435,7 @@ class BaseServer:
 
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
-        for what,names in (('trained_tensors', self.trained_tensors(self.store.round)), ('kept_tensors', self.kept_tensors(self.store.round))):
+        for what,names in (('trained_tensors', self.trained_tensors(self.store.round or 0)), ('kept_tensors', self.kept_tensors(self.store.round or 0))):
             for n in names or ():
                 if n not in self.live.views: raise ConfigError(what, 'names of tensors of a row' + near(str(n), self.live.views), n)
         if self.cfg.versus: read_scores(self.cfg.versus)
