@@ -299,3 +299,8 @@ def test_a_transformers_model_that_an_earlier_server_put_a_lora_on(make_cfg):
     cfg = make_cfg(r=8)
     with pytest.raises(ConfigError, match='`model`: expected a transformers model without a LoRA'): Server_mira(cfg, client_data(4), model, callbacks=[])
     assert not Path(cfg.output_dir).exists()
+
+@pytest.mark.parametrize('out', [None, 1., {}, {'loss': float('nan')}, {'loss': np.float32(1)}, {'loss': torch.tensor(1.)}])
+def test_a_train_of_ones_own_that_reports_no_loss(make_cfg, out):
+    Own = type('Own', (Client_mira,), dict(train=lambda self, comm_round: out))
+    with pytest.raises(ValueError, match='client 0: Own.train: expected a dict whose `loss` is a finite number'): Server_mira(make_cfg(), client_data(4), client_class=Own, callbacks=[]).fit()
