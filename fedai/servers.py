@@ -126,7 +126,7 @@ class BaseServer:
         known = ['tokenizer','criterion','graph','alk_connection']
         for k,v in kwargs.items():
             if k not in known and (near(k, known) or callable(getattr(type(self), k, None))): raise ConfigError(k, f'an attribute such as {", ".join(known)}' + near(k, known), v)
-            if k not in known and hasattr(self.cfg, k): raise ConfigError(k, f'it in the config (`cfg.replace({k}=...)`)', v)
+            if k not in [*known,'tasks'] and hasattr(self.cfg, k): raise ConfigError(k, f'it in the config (`cfg.replace({k}=...)`)', v)
             setattr(self, k, v)
 
     def _check_folder(self):
