@@ -6,7 +6,7 @@
 __all__ = ['Reply', 'Failure', 'engines', 'SequentialEngine', 'group_limit', 'BatchedEngine', 'get_engine']
 
 # %% ../nbs/10_engines.ipynb #0acb2df6
-import importlib, itertools
+import importlib, itertools, math
 from collections import namedtuple
 from functools import cached_property
 
@@ -45,6 +45,7 @@ class SequentialEngine:
         for c in clients:
             self.server.send(c)
             metrics = c.train(comm_round)
+            if not isinstance(metrics, dict) or not isinstance(l := metrics.get('loss'), (int,float)) or not math.isfinite(l): raise ValueError(f"client {c.id}: {type(c).__name__}.train: expected a dict whose `loss` is a finite number of Python's, got {metrics!r}")
             yield Reply(c.id, self.server.live.state(), metrics)
 
     def test(self,

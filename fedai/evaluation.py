@@ -118,10 +118,14 @@ def headline(card:dict, # a scorecard
     there = [k for k in ('choice_accuracy','score','exact_match','accuracy','rougeL') if k in card['mean']]
     return next((k for k in there if any(card[p]['best'].get(k) for p in _parts if p in card) or card['best'][k]), there[0] if there else 'loss')
 
-def score_table(card:dict, # a scorecard, as `BaseServer.test` makes it
+def _check_card(card):
+    if not isinstance(card, dict) or 'mean' not in card: raise ConfigError('card', 'a scorecard (`server.scorecard` once `test` has run, or what `scorecard.json` has)', list(card) if isinstance(card, dict) else card)
+
+def score_table(card:dict, # a scorecard: `BaseServer.scorecard` once `test` has run, or what `scorecard.json` has
                 most=30,   # clients that are shown
                )->str:     # lines of text
     "Per client and over clients: what it must beat, and its own adapter."
+    _check_card(card)
     parts = {**{k: card[k] for k in _parts if k in card}, 'own': card}
     metrics = dict.fromkeys(['loss', headline(card)])
     keys = [(k,p) for k in metrics if k in card['mean'] for p in parts if k in parts[p]['mean']]
@@ -142,6 +146,7 @@ def score_table(card:dict, # a scorecard, as `BaseServer.test` makes it
 def gain_table(card:dict, # a scorecard
               )->str:     # lines of text
     "Per metric: the mean over clients with its interval, and the gain over each baseline, with its interval and the share of clients that are better off. What nobody has anything of is named below."
+    _check_card(card)
     parts,over = [card[p] for p in _parts if p in card],card.get('gains', {})
     empty = [k for k in card['mean'] if k not in lower_is_better and not any(p['best'].get(k) for p in [card, *parts])]
     rows = [['mean','own','', *(f'over {p}' for p in over)]]
@@ -266,6 +271,10 @@ def test_newcomers(server,         # whose clients trained
     "What newcomers gain from each start; in the scorecard under `newcomers`."
     newcomers = getattr(server.lst_data_dict, 'newcomers', {}) if newcomers is None else newcomers
     if not newcomers: raise ConfigError('newcomers', 'at least one (`unseen_clients` or `unseen_tasks`)', newcomers)
+    if not isinstance(newcomers, dict): raise ConfigError('newcomers', "names with {'train': ..., 'test': ...} for each", newcomers)
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0: raise ConfigError('rounds', 'a number of rounds, at least 0', rounds)
+    for n,d in newcomers.items():
+        if not isinstance(d, dict) or not all(len(d.get(k, ())) for k in ('train','test')): raise ConfigError(f'newcomers: {n}', "a dict with examples in 'train' and 'test'", d)
     each = {n: newcomer(server, d, n, rounds=rounds) for n,d in _bar(newcomers.items(), len(newcomers), 'newcomers')}
     starts = {}
     for s in dict.fromkeys(k for o in each.values() for k in o):

@@ -61,6 +61,9 @@ class LiveState:
             ):
         "Make this the model's state: one copy."
         self.row.copy_(row)
+        n,t = next(iter(self.tensors.items()))
+        if t.data_ptr() != self.views[n].data_ptr():   # another `LiveState` of this model, a later server's, has put its buffer there
+            for n,t in self.tensors.items(): t.data = self.views[n]
         self._adopt(into_model=True)
 
     def _adopt(self, into_model):

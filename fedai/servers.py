@@ -84,16 +84,16 @@ class BaseServer:
     def __init__(self,
                  cfg:FedConfig,     # the run's settings
                  lst_data_dict,     # {'train': ..., 'test': ...} a client: lists or datasets of example dicts, or of (input, target) for a plain module
-                 model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion
+                 model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion. It is changed, and what it has when it is given is what all start from
                  holdout_ds=None,   # the server's own examples, those of the data when not given: their loss under the mean of the round's clients goes into the history
                  client_class=None, # None: the algorithm's own
                  callbacks=None,    # list of `Callback`s; None: progress, and where the config says `track`, that
                  **kwargs,          # set as attributes: tokenizer, criterion, graph, ...
                 ):
-        for field,ok,what,got in (('cfg', isinstance(cfg, FedConfig), 'a FedConfig', cfg), ('lst_data_dict', hasattr(lst_data_dict, '__len__'), 'a list with a dict for each client', lst_data_dict),
-                                  ('model', not isinstance(model, (str,Path)), 'a model (a name goes into the config)', model), ('client_class', client_class is None or isinstance(client_class, type) and issubclass(client_class, BaseClient), 'a subclass of BaseClient', client_class),
-                                  ('callbacks', callbacks is None or isinstance(callbacks, (list,tuple)) and all(isinstance(c, Callback) for c in callbacks), 'a list of `Callback`s', callbacks)):
-            if not ok: raise ConfigError(field, what, got)
+        if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)
+        if not hasattr(lst_data_dict, '__len__'): raise ConfigError('lst_data_dict', "a list with {'train': ..., 'test': ...} a client", lst_data_dict)
+        if client_class is not None and not (isinstance(client_class, type) and issubclass(client_class, BaseClient)): raise ConfigError('client_class', 'a subclass of BaseClient', client_class)
+        if callbacks is not None and not (isinstance(callbacks, (list,tuple)) and all(isinstance(o, Callback) for o in callbacks)): raise ConfigError('callbacks', 'a list of `Callback`s', callbacks)
         if cfg.num_clients is None: cfg = cfg.replace(num_clients=len(lst_data_dict))
         if holdout_ds is None: holdout_ds = getattr(lst_data_dict, 'holdout', None)
         self.cfg,self.lst_data_dict,self.num_clients = cfg,lst_data_dict,cfg.num_clients
@@ -110,7 +110,7 @@ class BaseServer:
         self.client_list = LazyList(self, client_class or type(self).client_class, cfg.max_alive)
         self._check_tokens()
         self._find_run()
-        self.selection = self.client_selection()
+        self.selection = self._selected()
         self.engine = get_engine(self)
         self.check()
         self._open_store()
@@ -125,10 +125,11 @@ class BaseServer:
         return {**{k: v for k,(v,_) in known.items()}, **given}
 
     def _set_attributes(self, kwargs):
-        "Keyword arguments become attributes; a slip in a known name, or the name of a method, is refused."
+        "Keyword arguments become attributes; a slip in a known name, or the name of a method or of a setting, is refused."
         known = ['tokenizer','criterion','graph','alk_connection']
         for k,v in kwargs.items():
             if k not in known and (near(k, known) or callable(getattr(type(self), k, None))): raise ConfigError(k, f'an attribute such as {", ".join(known)}' + near(k, known), v)
+            if k not in [*known,'tasks'] and hasattr(self.cfg, k): raise ConfigError(k, f'it in the config (`cfg.replace({k}=...)`)', v)
             setattr(self, k, v)
 
     def _check_folder(self):
@@ -158,10 +159,12 @@ class BaseServer:
             self.tokenizer = getattr(self, 'tokenizer', None) or get_tokenizer(self.cfg)
             if model is None: model = get_model(self.cfg, self.tokenizer)
             elif not hasattr(model, 'peft_config'): model = add_lora(model, self.cfg, self.tokenizer)
+            elif not hasattr(model, 'get_base_model'): raise ConfigError('model', 'a transformers model without a LoRA (an earlier server puts one on it: load the model anew for each), or a PEFT model', type(model).__name__)
             elif len(self.tokenizer) > (n := model.get_input_embeddings().weight.shape[0]):
                 raise ConfigError('tokenizer', f'at most {n} tokens (resize the embeddings before the LoRA is put on)', len(self.tokenizer))
             self.task,weights = TextTask(self.cfg, self.tokenizer),'adapter_model.safetensors'
         else:
+            if not isinstance(model, torch.nn.Module): raise ConfigError('model', "a module, or None for the model that the config names", model)
             criterion = getattr(self, 'criterion', None) or getattr(model, 'criterion', None)
             if criterion is None: raise ConfigError('criterion', 'a loss function, given to the server or an attribute of the model', criterion)
             self.task,weights = ModuleTask(self.cfg, criterion),'model.safetensors'
@@ -243,6 +246,17 @@ class BaseServer:
             return [*done, new][:cfg.rounds]
         return _called('selection_args', kind, dict(uniform=lambda: uniform_selection(K, *args), round_robin=lambda: round_robin_selection(K, *args), weighted=lambda: weighted_selection(self.examples(range(K)), *args),
                                                     neighbourhood=lambda: neighbourhood_selection(self.alk_connection, *args), availability=available, power_of_choice=by_loss)[kind], cfg.selection_args)
+
+    def _selected(self):
+        "What `client_selection` says, which may be somebody's own, in plain numbers; raises `ConfigError` where these aren't clients."
+        said,out = self.client_selection(),[]
+        for t,ids in enumerate(said):
+            a = np.asarray(ids)
+            if a.ndim != 1 or not len(a) or a.dtype.kind not in 'iu' or not 0 <= a.min() <= a.max() < self.num_clients or len(np.unique(a)) < len(a):
+                raise ConfigError('client_selection', f'in round {t} a list of different clients from 0 to {self.num_clients-1}', ids)
+            out.append(a.tolist())
+        if (t := self.store.round) is not None and len(out) <= t < self.cfg.rounds: raise ConfigError('client_selection', f'a list of clients for round {t}, too', said)
+        return out
 
     def examples(self,
                  ids,     # of rows
@@ -424,6 +438,9 @@ class BaseServer:
 
     def check(self):
         "What can be found wrong before training; raises `ConfigError`."
+        for what,names in (('trained_tensors', self.trained_tensors(self.store.round or 0)), ('kept_tensors', self.kept_tensors(self.store.round or 0))):
+            for n in names or ():
+                if n not in self.live.views: raise ConfigError(what, 'names of tensors of a row' + near(str(n), self.live.views), n)
         if self.cfg.versus: read_scores(self.cfg.versus)
         for k in ('gradient_checkpointing','offload_activations'):
             if getattr(self.cfg, k) and not self.task_is_text: raise ConfigError(k, 'false for a module that is no language model', True)
@@ -452,7 +469,7 @@ class BaseServer:
             self.check()
             self.call('before_fit')
             for t in range(self.store.round, self.cfg.rounds):
-                if t >= len(self.selection): self.selection = self.client_selection()
+                if t >= len(self.selection): self.selection = self._selected()
                 self.one_round(t, self.selection[t])
             self.call('after_fit')
         return History(self.history, self.alk_connection, self.tasks)
@@ -580,6 +597,7 @@ class BaseServer:
         return found
 
     def __repr__(self):
+        if getattr(getattr(self, 'store', None), 'layout', None) is None: return f"{type(self).__name__}: not made yet"   # as a traceback may show it
         A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
         if A is None or not A.any(): return said
         n = (A > 0).sum(1)

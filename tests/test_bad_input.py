@@ -3,6 +3,7 @@ import subprocess, sys
 import numpy as np, pytest, torch
 from pathlib import Path
 from conftest import client_data, sums
+from fedai.algorithms import get_server
 from fedai.clients import Client_mira
 from fedai.config import ConfigError, FedConfig, load_config
 from fedai.prompts import DataError
@@ -61,6 +62,7 @@ def with_data(**changes):
     *[(None, dict(graph=graph(b)), {}, ConfigError, f'`graph`: expected {w}') for b,w in dict(size='a square array', flat='a square array', negative='weights of at least 0', nan='finite weights',
         directed='a symmetric array', diagonal='zeros on the diagonal', text=r'a \(4, 4\) array of numbers', ragged=r'a \(4, 4\) array of numbers').items()],
     (None, {}, dict(graph='nowhere.npy'), ConfigError, "`graph`: expected 'random', 'tasks', 'complete', 'ring', 'erdos_renyi', 'learned' or a readable .npy file"),
+    (None, {}, dict(graph='learnt'), ConfigError, r"`graph`: expected .* \(did you mean 'learned'\?\)"),
     (None, {}, dict(lambda_=1e6), ConfigError, r"`lambda_`: expected ηλ·λ_max\(L\) below 2 .* got '2000 x .* = "),
     (None, {}, dict(target_modules=['q_proj','nose']), ConfigError, "`target_modules`: expected names of layers in the model, such as .*'q_proj'.*, got 'nose'"),
     (None, {}, dict(target_modules=[]), ConfigError, "`target_modules`"),
@@ -209,7 +211,7 @@ def test_a_name_that_another_algorithm_has():
         assert algorithm_classes['mine'] is again
     finally: algorithm_classes.pop('mine', None)
 
-@pytest.mark.parametrize('kw,message', [(dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"), (dict(send=3), '`send`: expected an attribute'), (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
+@pytest.mark.parametrize('kw,message', [(dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"), (dict(send=3), '`send`: expected an attribute'), (dict(rounds=9), r'`rounds`: expected it in the config \(`cfg.replace\(rounds=...\)`\), got 9'), (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
 def test_arguments_of_the_server(make_cfg, kw, message):
     with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(), client_data(4), callbacks=[], **kw)
     with pytest.raises(ConfigError, match='`cfg`: expected a FedConfig'): Server_mira(dict(lr=1), client_data(4))
@@ -274,3 +276,50 @@ def test_command_line(argv, code, message, tmp_path):
     r = subprocess.run([str(Path(sys.executable).parent/'fedai'), *argv], cwd=tmp_path, capture_output=True, text=True)
     assert r.returncode == code and message in r.stderr and 'Traceback' not in r.stderr, r.stderr
     assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('said,message', [([[0,0,1]], r'in round 0 a list of different clients from 0 to 3, got \[0, 0, 1\]'), ([[0],[4]], r'in round 1 .*, got \[4\]'), ([[-1]], 'in round 0'), ([[]], 'in round 0'), ([0,1], 'in round 0 .*, got 0'), ([[.5]], 'in round 0'), ([], 'a list of clients for round 0')])
+def test_a_selection_of_ones_own_that_is_none(make_cfg, said, message):
+    class Own(BaseServer):
+        def client_selection(self): return said
+    cfg = make_cfg()
+    with pytest.raises(ConfigError, match='`client_selection`: expected ' + message): Own(cfg, client_data(4), callbacks=[])
+    assert not Path(cfg.output_dir).exists()
+
+def test_a_selection_of_ones_own_may_be_numpy_s(make_cfg):
+    class Own(BaseServer):
+        def client_selection(self): return [np.array([2,0]), [np.int64(1)]]
+    assert [r['selected'] for r in Own(make_cfg(rounds=2), client_data(4), callbacks=[]).fit()] == [[0,2],[1]]
+
+@pytest.mark.parametrize('kw,message', [
+    (dict(callbacks=Callback()), '`callbacks`: expected a list of `Callback`s'), (dict(callbacks=[Callback]), '`callbacks`'), (dict(callbacks=[print]), '`callbacks`'),
+    (dict(model='tiny'), "`model`: expected a module, or None .*, got 'tiny'"), (dict(client_class='Client_mira'), "`client_class`: expected a subclass of BaseClient, got 'Client_mira'"),
+    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'), (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'), (dict(cfg=None), '`cfg`: expected a FedConfig, got None')])
+def test_arguments_of_another_type(make_cfg, kw, message):
+    cfg = make_cfg()
+    with pytest.raises(ConfigError, match=message): get_server(**{**dict(cfg=cfg, lst_data_dict=client_data(4)), **kw})
+    assert not Path(cfg.output_dir).exists()
+
+def test_a_server_that_was_not_made_can_be_shown(make_cfg):
+    with pytest.raises(ConfigError) as e: Server_mira(make_cfg(), client_data(4), callbacks=[], graph='nowhere.npy')
+    assert {repr(o.locals['self']) for o in e.traceback if isinstance(o.locals.get('self'), BaseServer)} == {'Server_mira: not made yet'}
+    with pytest.raises(ConfigError) as e: Server_mira(make_cfg(num_clients=3), client_data(4), callbacks=[])
+    assert 'Server_mira: not made yet' in [repr(o.locals.get('self')) for o in e.traceback]
+
+@pytest.mark.parametrize('what', ['trained_tensors','kept_tensors'])
+def test_tensors_that_a_row_does_not_have(make_cfg, what):
+    Own = type('Own', (BaseServer,), {what: lambda self, comm_round: {'lora_B'}})
+    cfg = make_cfg()
+    with pytest.raises(ConfigError, match=f"`{what}`: expected names of tensors of a row.*, got 'lora_B'"): Own(cfg, client_data(4), callbacks=[])
+    assert not Path(cfg.output_dir).exists()
+
+def test_a_transformers_model_that_an_earlier_server_put_a_lora_on(make_cfg):
+    model = get_model(make_cfg()).unload()
+    assert Server_mira(make_cfg(r=4), client_data(4), model, callbacks=[]).live.tensors
+    cfg = make_cfg(r=8)
+    with pytest.raises(ConfigError, match='`model`: expected a transformers model without a LoRA'): Server_mira(cfg, client_data(4), model, callbacks=[])
+    assert not Path(cfg.output_dir).exists()
+
+@pytest.mark.parametrize('out', [None, 1., {}, {'loss': float('nan')}, {'loss': np.float32(1)}, {'loss': torch.tensor(1.)}])
+def test_a_train_of_ones_own_that_reports_no_loss(make_cfg, out):
+    Own = type('Own', (Client_mira,), dict(train=lambda self, comm_round: out))
+    with pytest.raises(ValueError, match='client 0: Own.train: expected a dict whose `loss` is a finite number'): Server_mira(make_cfg(), client_data(4), client_class=Own, callbacks=[]).fit()

@@ -11,6 +11,7 @@ from conftest import client_data, sums
 from fedai.algorithms import get_server
 from fedai.config import ConfigError
 from fedai.data import ClientData
+from fedai.evaluation import gain_table, score_table
 from fedai.metrics import paired_bootstrap, scorers, text_scores
 from fedai.models import get_base_model, get_tokenizer
 from fedai.prompts import Prompter
@@ -348,3 +349,14 @@ def test_bootstrap_moves_and_scales_with_its_numbers(v, shift, factor, groups):
     assert [b['mean'], b['low'], b['high']] == pytest.approx([factor*a['mean'] + shift, *ends], abs=1e-8)
     assert min(v) - 1e-9 <= a['low'] <= a['high'] <= max(v) + 1e-9
     if groups == 1: assert a['low'] == pytest.approx(a['mean']) == a['high']   # one group says nothing of chance
+
+def test_newcomers_that_are_none(make_cfg):
+    server = get_server(make_cfg(rounds=0), client_data(4), callbacks=[])
+    one = client_data(1)[0]
+    for args,message in [(([one],), r'`newcomers`: expected names with'), (({'a': {**one, 'train': []}},), "`newcomers: a`: expected a dict with examples in 'train' and 'test'"), (({'a': one['train']},), '`newcomers: a`'), (({'a': {'test': one['test']}},), '`newcomers: a`'), (({'a': one}, -1), '`rounds`: expected a number of rounds, at least 0, got -1'), (({'a': one}, 1.5), '`rounds`')]:
+        with pytest.raises(ConfigError, match=message): server.test_newcomers(*args)
+
+@pytest.mark.parametrize('table', [score_table, gain_table])
+@pytest.mark.parametrize('card', [None, {}, {0: {'loss': 1.}}, 'runs/demo'])
+def test_tables_of_what_is_no_scorecard(table, card):
+    with pytest.raises(ConfigError, match='`card`: expected a scorecard'): table(card)

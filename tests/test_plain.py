@@ -108,3 +108,19 @@ def test_a_buffer_that_the_module_replaces_is_still_the_clients(make_cfg):
     assert a.abs().sum() > 0 and not torch.equal(a, b)
     s.send(s.client_list[1])
     assert torch.equal(s.model.mean, b)
+
+@pytest.mark.parametrize('engine', ['batched','sequential'])
+def test_a_later_server_with_the_same_module_takes_nothing_from_the_first(make_cfg, engine):
+    def run(model, **kw):
+        s = Server_mira(make_cfg(num_clients=3, rounds=2, optimizer='SGD', engine=engine, **kw), digits(3), model, callbacks=[], criterion=nn.CrossEntropyLoss())
+        s.fit()
+        return s
+    model = net(norm=True)
+    first = run(model, lr=.05)
+    want,rows = first.test(),[first.store.load_row(k) for k in range(3)]
+    second = run(model, lr=.5)
+    assert second.test() != want and first.test() == want
+    first.send(first.client_list[0])
+    assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), torch.cat([first.store.load(0)[n].flatten() for n,_ in model.named_parameters()]))
+    again = run(net(norm=True), lr=.05)
+    assert all(torch.equal(again.store.load_row(k), rows[k]) for k in range(3))
