@@ -118,7 +118,13 @@ def test_no_algorithm_without_a_graph_where_a_setting_needs_one(make_cfg):
     assert p['problems'] and 'name' not in p['fix'] and p['fix']['clients'] < 1_000_000
 
 @pytest.mark.parametrize('bound', ['disk','memory','hours'])
-def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound):
+def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound, monkeypatch):
+    from fedai import plan
+    rates,real = {},plan.estimate
+    def steady(f, *args):
+        "Times are measured anew in each plan: with those of the first, the arithmetic is what is tested, and not how busy the machine is."
+        return real({k: rates.setdefault(k, v) if k.startswith(('seconds_','first')) or k in ('start','curves','mix_row','commit_row') else v for k,v in f.items()}, *args)
+    monkeypatch.setattr(plan, 'estimate', steady)
     cfg = make_cfg(num_clients=4, rounds=40, local_step=100, keep_rounds=40, keep_trained=True)
     once = make_plan(cfg, client_data(4), clients=2000, measure=bound == 'hours')
     process = once['memory']['parts']['process']
@@ -129,7 +135,7 @@ def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound):
     o = next(o for o in p['problems'] if o['what'] == what)
     assert o['needs'] > o['there'] and p['fix'] and (o['settings'] or len(p['fix']) > 1)
     for s in [*o['settings'], p['fix']]:
-        assert what not in [q['what'] for q in ask(**s)['problems'] if q['needs'] > (1.5 if bound == 'hours' else 1.05)*q['there']], s   # times are measured anew, and so is what the process has
+        assert what not in [q['what'] for q in ask(**s)['problems'] if q['needs'] > 1.05*q['there']], s   # what the process has is measured anew
 
 def test_mixing_takes_the_arrays_that_the_plan_counts(tmp_path):
     "numpy's own, while 1500 tiny rows are mixed: by a graph, and by an average."
