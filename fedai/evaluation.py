@@ -74,7 +74,7 @@ def test_clients(server,          # a server whose run may be at any round
                  versus=None,     # the folder of another run that was tested
                 )->dict:          # the scorecard
     "Test each client with its own adapter; writes `scorecard.json`, and with what was asked and answered `generations.jsonl`."
-    K,names = server.num_clients,getattr(server.lst_data_dict, 'names', None)
+    K,names = server.num_clients,server.names
     if versus: read_scores(versus)   # what is wrong with it is found before anything is tested
     own,said,parts,answers,untested = {},[],{},{},{}
     for c,m,a in _bar(server.test_own(server.client_list), K, 'test'):
@@ -197,7 +197,7 @@ def cross_evaluation(server,        # with a store, and clients to test
         if m is None: raise RunError(f'a client could not be tested: {why}')
         if not isinstance(m.get(metric), float): raise ConfigError('metric', 'one of ' + ', '.join(k for k,v in m.items() if isinstance(v, float)), metric)
         X.flat[n] = m[metric]
-    names,tasks = getattr(server.lst_data_dict, 'names', None),server.tasks
+    names,tasks = server.names,server.tasks
     write_json(server.store.root/'cross_evaluation.json', dict(metric=metric, clients=ids, names=[names[i] for i in ids] if names else None, tasks=[tasks[i] for i in ids] if tasks else None, matrix=X.tolist()))
     ax = plot_cross(X, metric, [names[i] for i in ids] if names else ids)
     ax.figure.savefig(server.store.root/'cross_evaluation.png', dpi=120, bbox_inches='tight')

@@ -328,6 +328,7 @@ def state_similarity(states, # K dicts name -> tensor, with the same names and s
 
 # %% ../nbs/02_graphs.ipynb #996fa843
 def _check_labels(labels, K):
+    "Raises `ConfigError` unless there are as many as clients, or none."
     if labels is not None and len(labels) != K: raise ConfigError('labels', f'{K}, one a client', f'{len(labels)}')
 
 def plot_graph(A:np.ndarray,  # (K, K) client graph

@@ -225,6 +225,11 @@ class BaseServer:
             raise ConfigError('graph', f'the graph of the run in {root} (or another `output_dir`)', 'another one')
 
     @cached_property
+    def names(self): # K client names, or None where the data has none
+        "What the clients are called."
+        return getattr(self.lst_data_dict, 'names', None)
+
+    @cached_property
     def tasks(self): # K task names, or None where the data has none
         "Each client's task, by its first training example."
         first = [d['train'][0] for d in self.lst_data_dict]

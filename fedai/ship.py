@@ -107,7 +107,7 @@ def _row(server, i):
 def client_names(server, # a server, such as `open_run` gives
                 )->list: # K texts
     "What the clients are called, once a run was tested or where the data says; 'client 3' otherwise."
-    names = _scores(server).get('names') or dict(enumerate(getattr(server.lst_data_dict, 'names', None) or []))
+    names = _scores(server).get('names') or dict(enumerate(server.names or []))
     return [names.get(str(i), names.get(i, f'client {i}')) for i in range(server.num_clients)]
 
 def find_client(server, # a server, such as `open_run` gives

@@ -9,10 +9,9 @@ __all__ = ['make_site_key', 'make_server_keys', 'gate', 'read_clients', 'serve_f
 import ctypes, datetime, hashlib, ipaddress, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from .config import ConfigError, FedConfig, dump_config, load_config
 from .partition import natural
-from .utils import can_write, write_json, write_text
+from .utils import can_write, only_one, write_json, write_text
 
 # %% ../nbs/15a_sites.ipynb #cee889dc
 def _crypto():
@@ -265,9 +264,10 @@ def serve_federation(config:str|Path, # a YAML file
     cfg = cfg.replace(num_clients=len(clients), engine='auto', output_dir=str(Path(cfg.output_dir).absolute()), imports=[str(Path(o).absolute()) if str(o).endswith('.py') else o for o in cfg.imports])   # Flower runs elsewhere
     check_config(cfg)
     trackers(cfg)   # one that isn't installed is found now
-    lock = FileLock(folder/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout: raise ConfigError('folder', 'one in which no server is running', str(folder)) from None
+    with only_one(folder, ConfigError('folder', 'one in which no server is running', str(folder))): return _serve(cfg, folder, clients, listen, wait, out)
+
+def _serve(cfg, folder, clients, listen, wait, out):
+    "Start Flower's SuperLink and the run on it, and pass on what the run says; the exit code."
     home,log,said = folder/'flwr',folder/'superlink.log',folder/'run.log'
     home.mkdir(exist_ok=True)
     write_text(folder/'config.yaml', dump_config(cfg))
@@ -306,8 +306,7 @@ def serve_federation(config:str|Path, # a YAML file
         return int(status != 'finished:completed')
     finally:
         if door: door.should_exit = True
-        _stop(link, .5)   # the run is written; Flower would wait for sites that are still connected, which come back by themselves
-        lock.release()
+        _stop(link, .5)   # what was committed is on the disk; Flower would wait for sites that are still connected, which come back by themselves
 
 # %% ../nbs/15a_sites.ipynb #3f76b64d
 class _SuperNode:

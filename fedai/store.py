@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np, torch
-from filelock import FileLock, Timeout
 from safetensors.torch import save as to_safetensors
 from xxhash import xxh3_64
 from .config import RunError
-from .utils import write_text
+from .utils import only_one, write_text
 
 # %% ../nbs/06_store.ipynb #0b36f44f
 class StoreError(RunError):
@@ -300,11 +299,7 @@ class AdapterStore:
     def locked(self):
         "Within the block no other process, and no other server in this one, may write in the folder; raises `StoreError` where one does."
         self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root/'.lock')
-        try: lock.acquire(timeout=0)
-        except Timeout: raise StoreError(f"{self.root}: in use by another process") from None
-        try: yield
-        finally: lock.release()
+        with only_one(self.root, StoreError(f"{self.root}: in use by another process")): yield
 
     def claim(self,
               identity=None, # what the run is made of, beside its settings: names and checksums

@@ -267,7 +267,7 @@ class Federation:
         with open(self.tmp/f'{name}.log', 'a') as log: self.started[name] = p = subprocess.Popen([*FEDAI, 'flower', *map(str, args)], cwd=self.tmp, env=self.env, stdout=log, stderr=log, start_new_session=True)
         return p
     def site(self, name): return self.start(name, 'client', '--data', f'{name}.jsonl', '--superlink', f'127.0.0.1:{self.port}', '--ca', 'fed/ca.crt', '--key', f'{name}.key', '--device', 'cpu', '--imports', 'own.py')
-    def server(self, **fields): return self.start('server', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{self.port}', '--wait', 60, *(o for k,v in fields.items() for o in (f'--{k}', v)))
+    def server(self): return self.start('server', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{self.port}', '--wait', 60)
     def log(self, name): return (self.tmp/f'{name}.log').read_text()
     def wait_for(self, what, name, seconds=90):
         end = time.monotonic() + seconds
@@ -378,3 +378,17 @@ def test_a_federation_on_loopback(tmp_path):
         if not (left := ours(tmp_path)): break
         time.sleep(.1)
     assert not left
+
+def test_what_runs_at_the_server_ends_with_the_process_that_started_it(tmp_path):
+    "Also where that process is killed hard, in the middle of whatever goes on."
+    starter = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+    code = f"from fedai.flower import serve\nimport time\nclass Grid:\n    def get_node_ids(self): time.sleep(600)\nserve(Grid(), 'run.yaml', {str(tmp_path)!r}, starter={starter.pid})"
+    (tmp_path/'clients.json').write_text('[{"name": "a", "node": 1}]')
+    app = subprocess.Popen([sys.executable, '-c', code])
+    try:
+        with pytest.raises(subprocess.TimeoutExpired): app.wait(8)
+        starter.kill()
+        starter.wait()
+        assert app.wait(5) == 1
+    finally:
+        for p in (starter,app): p.kill()
