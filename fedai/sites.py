@@ -261,7 +261,7 @@ def serve_federation(config:str|Path, # a YAML file
     clients = read_clients(folder)
     cfg = load_config(config, **overrides)
     if cfg.num_clients not in (None,len(clients)): raise ConfigError('num_clients', f'{len(clients)}, the number of keys in {folder/"clients"}', cfg.num_clients)
-    cfg = cfg.replace(num_clients=len(clients), engine='auto', output_dir=str(Path(cfg.output_dir).absolute()), imports=[str(Path(o).absolute()) if str(o).endswith('.py') else o for o in cfg.imports])   # Flower runs elsewhere
+    cfg = cfg.replace(num_clients=len(clients), engine='auto', output_dir=str(Path(cfg.output_dir).absolute()))
     check_config(cfg)
     trackers(cfg)   # one that isn't installed is found now
     with only_one(folder, ConfigError('folder', 'one in which no server is running', str(folder))): return _serve(cfg, folder, clients, listen, wait, out)

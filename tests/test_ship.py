@@ -418,6 +418,9 @@ LOGGER_TYPE_TO_CLASS['told'] = Told
     # in a comparison each run, and in Python any server that isn't given callbacks
     assert main(['compare', str(tmp_path/'run'/'config.yaml'), '--algorithms', 'local,fedavg', '--seeds', '0', '--output_dir', str(tmp_path/'both')]) == 0
     assert told() == ['told 1 2.0','told 2 2.0']*2
+    from fedai.comparison import compare
+    compare(make_cfg(rounds=1, track=['told'], output_dir=str(tmp_path/'compared')), ('local',), (0,), data=lambda cfg: client_data(4))
+    assert told() == ['told 1 4.0']
     for callbacks,n in ((None,2),([],0)):
         get_server(make_cfg(rounds=2, track=['told'], output_dir=str(tmp_path/f'python_{n}')), client_data(4), callbacks=callbacks).fit()
         assert len(told()) == n
