@@ -274,7 +274,7 @@ def _serve(cfg, folder, clients, listen, wait, out):
     env,port = _environment(home),_free_port()
     at = said.stat().st_size if said.exists() else 0
     link = _start('flower-superlink', ['--ssl-ca-certfile', folder/'ca.crt', '--ssl-certfile', folder/'server.pem', '--ssl-keyfile', folder/'server.key', '--enable-supernode-auth', '--host', '127.0.0.1', '--port', port, '--disable-runtime-dependency-installation'], env, log)
-    door = None
+    door,status = None,''
     try:
         import httpx, ssl
         context = ssl.create_default_context(cafile=str(folder/'ca.crt'))
@@ -306,7 +306,7 @@ def _serve(cfg, folder, clients, listen, wait, out):
         return int(status != 'finished:completed')
     finally:
         if door: door.should_exit = True
-        _stop(link, .5)   # what was committed is on the disk; Flower would wait for sites that are still connected, which come back by themselves
+        _stop(link, .5 if status.startswith('finished') else 10)   # to end what still runs takes time; after a run Flower would only wait for sites to go, which come back by themselves
 
 # %% ../nbs/15a_sites.ipynb #3f76b64d
 class _SuperNode:
