@@ -369,7 +369,7 @@ def _completions(parser):
                 o = a.option_strings[-1]
                 words[o] = a.help
                 if a.nargs != 0: takes[o] = getattr(a, 'values', None) or a.choices
-        yield path,{k: re.sub(r"['\"`\\:%\[\]$]", '', textwrap.shorten(v or '', 70, placeholder=' ...')) for k,v in words.items()},takes
+        yield path,{k: textwrap.shorten((v or '').replace('%%', '%').replace("'", '’').replace('\\', ''), 70, placeholder=' ...') for k,v in words.items()},takes   # what can stand in quotes of any shell
 
 _bash = r"""# fedai's completion for bash; in ~/.bashrc:  eval "$(fedai completion bash)"
 _fedai() {

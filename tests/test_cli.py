@@ -231,9 +231,34 @@ def test_scripts_for_other_shells_name_everything(shell, said):
     for path,p in PARSERS.items():
         for a in p._actions:
             for o in a.option_strings[-1:]: assert (o if shell == 'zsh' else f'-l {o[2:]} ') in out
-    if shutil.which(shell):
-        r = subprocess.run([shell, '-n'], input=out, capture_output=True, text=True)
-        assert r.returncode == 0, r.stderr
+
+def zsh_offers(script, line):
+    "What the function hands to zsh's own: words, `word:help`, and FILES for file names."
+    own = "compdef() { }; _files() { print FILES }; compadd() { shift; print -rl -- $@ }; _describe() { print -rl -- $found }"
+    words = line.split(' ')
+    r = subprocess.run(['zsh', '-f', '-c', f'{own}; . {script}; words=({" ".join(w if w else chr(39)*2 for w in words)}); CURRENT={len(words)}; _fedai'], capture_output=True, text=True)
+    assert r.returncode == 0 and not r.stderr, r.stderr
+    return dict(o.partition(':')[::2] for o in r.stdout.splitlines())
+
+def fish_offers(script, line):
+    r = subprocess.run(['fish', '-N', '-c', f"source {script}; complete -C '{line}'"], capture_output=True, text=True)
+    assert r.returncode == 0 and not r.stderr, r.stderr
+    return dict(o.partition('\t')[::2] for o in r.stdout.splitlines())
+
+@pytest.mark.parametrize('shell,offers', [('zsh', zsh_offers), ('fish', fish_offers)])
+def test_other_shells_complete(shell, offers, tmp_path):
+    if not shutil.which(shell): pytest.skip(f'{shell} is not installed')
+    p = tmp_path/f'c.{shell}'
+    p.write_text(cli.completion(shell))
+    got = offers(p, 'fedai ')
+    assert got.keys() >= {'run','resume','test','flower'} and got['run'].startswith('train, test and write a scorecard') and got['chat'] == 'talk to a client’s model'
+    assert set(offers(p, 'fedai run --engine ')) == {'auto','batched','sequential','ray','flower'} and set(offers(p, 'fedai run --use_rslora ')) == {'true','false'}
+    assert offers(p, 'fedai flower keys ').keys() >= {'server','site'} and 'run' not in offers(p, 'fedai flower keys ')
+    got = offers(p, 'fedai resume x --')
+    assert '--rounds' in got and '--lr' not in got and got['--memory_gb'].startswith('memory for activations and client states, in GB; nothing: half')
+    assert '--clients' in offers(p, 'fedai plan --json --')   # a flag takes no value
+    files = offers(p, 'fedai run --data ')
+    assert '--lr' not in files and (files == {'FILES': ''} if shell == 'zsh' else 'run' not in files)
 
 # --- stopping ---
 
