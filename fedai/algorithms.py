@@ -309,7 +309,7 @@ def import_user_code(paths): # Python files, or names of modules
             except ModuleNotFoundError as e: raise ConfigError('imports', 'Python files or modules', f'{p} ({e})') from e
             continue
         path = Path(p)
-        if not path.is_file(): raise ConfigError('imports', 'existing Python files', str(p))
+        if not path.is_file(): raise ConfigError('imports', 'existing Python files' + ('' if path.is_absolute() else f' (seen from {Path.cwd()})'), str(p))
         name = f'fedai_user_{path.stem}'
         if name in sys.modules and Path(sys.modules[name].__file__).resolve() == path.resolve(): continue
         spec = importlib.util.spec_from_file_location(name, path)

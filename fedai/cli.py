@@ -51,11 +51,13 @@ def _overrides(args):
 def _kept(folder, rounds):
     "What there is of a run that was stopped, and how to go on."
     from fedai.store import AdapterStore
+    from fedai.utils import plural
     if not (Path(folder)/'state.json').is_file(): return f'stopped before anything was kept in {folder}'
     s = AdapterStore(folder)
     done = f"round {s.round} of {rounds} is kept" if s.round else f'none of {rounds} rounds is done yet'
     n = len(list(s.folder(s.round+1).glob('.trained_*.json')))
-    return f"stopped: {done}{f', and {n} states that were trained in round {s.round+1}' if n else ''}\ngo on with: fedai resume {shlex.quote(str(folder))}"
+    if n: done += f", and of round {s.round+1} {plural(n, 'trained state')}"
+    return f"stopped: {done}\ngo on with: fedai resume {shlex.quote(str(folder))}"
 
 @contextmanager
 def _stoppable(kept): # called for what to say
@@ -165,11 +167,8 @@ def run_compare(cfg:FedConfig,   # what all have in common
     for k in section:
         if k not in _compare_keys: raise ConfigError(f'compare: {k}', 'one of ' + ', '.join(_compare_keys) + near(k, _compare_keys), section[k])
     with _stoppable(lambda: f'stopped: what was finished is kept in {cfg.output_dir}' + (f'\ngo on with: {command}' if command else '')) as stop:
-        from fedai.algorithms import import_user_code
         from fedai.comparison import compare
-        from fedai.tracking import trackers
-        import_user_code(cfg.imports)   # which may have a tracker
-        result = compare(cfg, **section, callbacks=[*trackers(cfg), stop])
+        result = compare(cfg, **section, callbacks=[stop])
     print(f'\n{result.table()}\n\nwrote compare.csv, compare.json, compare.md, compare.png in {cfg.output_dir}')
     return result
 
@@ -179,12 +178,11 @@ def _compare_args(args, section):
     if args.algorithms is not None:
         named = section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
         if isinstance(tune := section.get('tune'), dict): section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named or not isinstance(v, dict)}   # the file may tune others than were asked for
-    if args.seeds is not None:
-        section['seeds'] = _value('seeds', args.seeds, True)
-        if section['seeds'] is None: raise ConfigError('seeds', 'numbers separated by commas', args.seeds)
-    for k in ('tune','sweep'):
-        if getattr(args, k): section[k] = _value(k, getattr(args, k))
-    if args.metric: section['metric'] = args.metric
+    for k,wanted in (('seeds','numbers separated by commas'),('tune','{label or *: {field: values}}'),('sweep','{field: values}')):
+        if (text := getattr(args, k)) is None: continue
+        section[k] = _value(k, text, k == 'seeds')
+        if section[k] is None: raise ConfigError(k, wanted, text)
+    if args.metric is not None: section['metric'] = args.metric
     return section
 
 # %% ../nbs/17_cli.ipynb #845eefa9
@@ -231,13 +229,14 @@ def check(path:str,      # a run's folder
          )->list:        # a line for each thing that is wrong
     "Say whether a run's files are whole: what `fedai check` does."
     from fedai.store import AdapterStore
+    from fedai.utils import plural
     root = Path(path)
     if not (root/'state.json').is_file(): raise ConfigError('run', 'the folder of a run (with a state.json)', path)
     store = AdapterStore(root, weights=next((o.name for o in (root/'0').glob('*.safetensors')), 'adapter_model.safetensors'))
     bad = store.check()
     facts = dict(run=str(path), round=store.round, clients=len(store.latest), states=sum(map(len, store.checksums.values())), damaged=bad)
     if as_json: _print_json(facts)
-    else: print('\n'.join(bad) or "{run}: round {round}, {clients} clients, {states} states: all whole".format(**facts))
+    else: print('\n'.join(bad) or f"{path}: round {store.round}, {plural(facts['clients'], 'client')}, {plural(facts['states'], 'state')}: all whole")
     return bad
 
 # %% ../nbs/17_cli.ipynb #c8ae309d
@@ -315,8 +314,9 @@ def run_graph(where:str,     # a run's folder, or a config file
 
 def _graph_text(f, title):
     "A graph's facts as lines."
+    from fedai.utils import plural
     def span(a, b): return f'{a:.3g}' if a == b else f'{a:.3g} to {b:.3g}'
-    lines = [('graph', title), ('clients', f"{f['clients']}, {f['edges']} edges, in {f['components']} part{'s' * (f['components'] != 1)}"), ('neighbours', f"{span(f['least_neighbours'], f['most_neighbours'])} each")]
+    lines = [('graph', title), ('clients', f"{f['clients']:,}, {plural(f['edges'], 'edge')}, in {plural(f['components'], 'part')}"), ('neighbours', f"{span(f['least_neighbours'], f['most_neighbours'])} each")]
     if f['edges']: lines.append(('weights', f"{span(f['least_weight'], f['most_weight'])}; degrees {f['mean_degree']:.3g} on average, {f['max_degree']:.3g} at most" + (f"; {f['same_task']:.0%} of the weight is between clients of one task" if 'same_task' in f else '')))
     lines.append(('spectrum', f"largest eigenvalue of the Laplacian {f['lambda_max']:.3g}" + (f", spectral gap {f['spectral_gap']:.3g}" if f['components'] == 1 else '')))
     lines.append(('first step', f"ηλ {f['step']:.3g}: a client takes {f['pull_mean']:.1%} of itself from its neighbours on average, {f['pull_max']:.1%} at most" + ('' if f['stable'] else '; NOT STABLE')))

@@ -158,7 +158,8 @@ def gain_table(card:dict, # a scorecard
         rows.append([k.replace('_', ' '), f'{v:.{d}f}', '[{:.{d}f}, {:.{d}f}]'.format(*card['interval'][k], d=d)])
         for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.{d}f} [{g[k]['low']:+.{d}f}, {g[k]['high']:+.{d}f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
     note = '[95 % intervals]' + (', and the share of clients that are better off' if over else '')
-    return aligned(rows, 1, (1,)) + f'\n{note}' + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
+    tables = [aligned([r[:6] for r in rows], 1, (1,)), *([aligned([[r[0], *r[6:]] for r in rows], 1, (1,))] if len(over) > 3 else [])]   # more don't fit beside each other
+    return '\n\n'.join(tables) + f'\n{note}' + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
 
 # %% ../nbs/11a_evaluation.ipynb #0bf0dbd7
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it

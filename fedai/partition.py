@@ -12,7 +12,7 @@ import inspect, math, numbers, re, warnings
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc, xxhash
 from .config import ConfigError, near
-from .utils import aligned, key_seed, rng
+from .utils import aligned, key_seed, plural, rng
 
 # %% ../nbs/03c_partition.ipynb #4c9770d4
 def natural(s): # for `sorted`
@@ -369,7 +369,7 @@ def partition_table(parts,       # index arrays, one a client
                    )->str:
     "Who has how many examples of each label."
     total = np.array([len(p) for p in parts])
-    out = [f'{len(parts):,} clients, {total.sum():,} examples']
+    out = [f"{plural(len(parts), 'client')}, {plural(total.sum(), 'example')}"]
     if len(parts) <= max_clients:
         for most in range(max_labels, 1, -1):
             counts,head = _counts(parts, labels, most)

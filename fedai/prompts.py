@@ -30,6 +30,10 @@ def _check_text(v, name, where, needed=True):
         try: v.encode()
         except UnicodeEncodeError as e: raise DataError(f"{where}: `{name}` has half of a surrogate pair, {v[e.start]!r}, at character {e.start}") from e
 
+def _check_line(v, name, where):
+    "Can text be a name, in a line of a table?"
+    if re.search(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', v): raise DataError(f"{where}: `{name}` must be one line without control characters, got {_short(v)}")
+
 _roles = {'system': 'system', 'user': 'user', 'human': 'user', **dict.fromkeys(('assistant','gpt','chatgpt','bard','bing','model'), 'assistant')}
 
 def check_messages(messages,  # list of turns: dicts with `role` and `content`, or with `from` and `value`
@@ -85,6 +89,7 @@ def check_example(ex,        # what should be an example
     for k,needed in (('instruction',True), ('output',True), ('input',False), ('task',False), ('client',False), ('conversation',False)):
         v = ex.get(k)
         if v is not None or needed: _check_text(v, k, where, needed)
+        if v and k in ('task','client'): _check_line(v, k, where)
     for k in ('references','choices'):
         v = ex.get(k)
         if v is None: continue

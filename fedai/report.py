@@ -14,7 +14,7 @@ import numpy as np
 from . import __version__
 from .config import ConfigError, FedConfig, field_help, read_yaml
 from .metrics import gains, lower_is_better
-from .utils import duration, spread, write_text
+from .utils import duration, plural, spread, write_text
 
 # %% ../nbs/16_report.ipynb #5ffdb7f3
 @contextmanager
@@ -290,7 +290,6 @@ def _range(low, high, d, sign=False): return '' if low is None or high is None e
 def _words(k): return _e(k.replace('_', ' '))
 def _some(names, most=50): return ', '.join(map(_name, names[:most])) + (f' and {len(names) - most:,} more' if len(names) > most else '')
 def _value(v): return '<i>nothing</i>' if v is None or v == '' else _e(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
-def _plural(n, what): return f"{n:,} {what}{'' if n == 1 else 's'}"
 def _table(head, rows, what, left=1, cls=''):
     "A table with a frame that scrolls; cells are HTML, the first `left` columns text."
     def line(cells, tag): return '<tr>' + ''.join(f'<{tag}{"" if j < left else " class=n"}{" scope=col" if tag == "th" else ""}>{c}</{tag}>' for j,c in enumerate(cells)) + '</tr>'
@@ -348,11 +347,11 @@ def _troubles(run):
     name = lambda i: run['names'][i]
     if by:
         items = sorted(by.items(), key=lambda o: -len(o[1]))
-        out += f'<p>{_plural(len(by), "client")} failed in some round and {"was" if len(by) == 1 else "were"} left out of it:</p>' + _table(['client','rounds','last reason'], [[_name(name(i)), ', '.join(str(t) for t,_ in o[-20:]) if len(o) <= 20 else f'{len(o)}, last {o[-1][0]}', _e(o[-1][1])] for i,o in items[:200]], 'Failed clients', 3) + (f'<p>and {len(items)-200:,} more clients</p>' if len(items) > 200 else '')
+        out += f'<p>{plural(len(by), "client")} failed in some round and {"was" if len(by) == 1 else "were"} left out of it:</p>' + _table(['client','rounds','last reason'], [[_name(name(i)), ', '.join(str(t) for t,_ in o[-20:]) if len(o) <= 20 else f'{len(o)}, last {o[-1][0]}', _e(o[-1][1])] for i,o in items[:200]], 'Failed clients', 3) + (f'<p>and {len(items)-200:,} more clients</p>' if len(items) > 200 else '')
     if untested := run['card'] and run['card']['untested']:
-        out += f'<p>{_plural(len(untested), "client")} could not be tested:</p>' + _table(['client','why'], [[_name(name(i)), _e(w)] for i,w in list(untested.items())[:200]], 'Clients that could not be tested', 2) + (f'<p>and {len(untested)-200:,} more clients</p>' if len(untested) > 200 else '')
+        out += f'<p>{plural(len(untested), "client")} could not be tested:</p>' + _table(['client','why'], [[_name(name(i)), _e(w)] for i,w in list(untested.items())[:200]], 'Clients that could not be tested', 2) + (f'<p>and {len(untested)-200:,} more clients</p>' if len(untested) > 200 else '')
     seen = {i for r in run['history'] for i in (*r['loss'],*r['failed'])}
-    if run['history'] and (never := [i for i in range(run['K']) if i not in seen]): out += f'<p>{_plural(len(never), "client")} never took part: {_some([name(i) for i in never])}.</p>'
+    if run['history'] and (never := [i for i in range(run['K']) if i not in seen]): out += f'<p>{plural(len(never), "client")} never took part: {_some([name(i) for i in never])}.</p>'
     return out
 
 def _clusters(run):
@@ -372,7 +371,7 @@ def _newcomers(run):
     keys = [(k,w) for k in ['loss', *([score] if score else [])] for w in ('before','after') if any(k in o.get(w, {}) for o in new['starts'].values())]
     def cells(o): return [_f(o.get(w, {}).get(k), 2) for k,w in keys]
     head = [f'{_words(k)} {w}' for k,w in keys]
-    body = f"<p class=note>Clients that took no part in the training, as they start and after {_plural(new['rounds'], 'round')} of training of their own, from each start.</p>"
+    body = f"<p class=note>Clients that took no part in the training, as they start and after {plural(new['rounds'], 'round')} of training of their own, from each start.</p>"
     body += _table(['start','newcomers',*head], [[_e(s), f"{o['n']:,}", *cells(o)] for s,o in new['starts'].items()], 'Newcomers')
     each = [[_name(n), _e(s) + (f" ({_some([run['names'][i] for i in o['clients'] if i < run['K']], 6)})" if o['clients'] else ''), *cells(o)] for n,o2 in list(new['clients'].items())[:200] for s,o in o2.items()]
     return body + f'<details><summary>Each newcomer</summary>{_table(["newcomer","start",*head], each, "Each newcomer", 2)}</details>'
@@ -381,7 +380,7 @@ def _run_html(run, n, level=2):
     "The section of a run; what is drawn has an empty place in it."
     c,id = run['config'],f'run{n}'
     tested = run['card'] and run['card']['round']
-    state = 'finished' if run['done'] >= run['rounds'] else f"{run['done']} of {_plural(run['rounds'], 'round')} done"
+    state = 'finished' if run['done'] >= run['rounds'] else f"{run['done']} of {plural(run['rounds'], 'round')} done"
     head = f"<h{level}>{_name(run['name'])}</h{level}>\n<p class=sub>{_e(c.get('name'))} on {_name(c.get('model'))}, data {_name(c.get('data'))}; {state}{'' if run['card'] else ', not tested yet'}. <span class=path>{_name(run['path'].resolve())}</span></p>"
     if tested is not None and tested != run['done']: head += f'<p class=warn>What was tested is the state after round {tested}, not the latest.</p>'
     elif run['card'] and tested is None and run['done'] < run['rounds']: head += '<p class=warn>The run isn’t finished, so what was tested is an earlier state or one midway.</p>'
@@ -897,7 +896,7 @@ def write_report(runs,      # a run's folder or that of a comparison, or a list 
     beside,several = [],len(found) > 1 or bool(compared)
     body = '<main>\n'
     if several:
-        body += f"<h1>{_name(compared[0]['name']) if len(roots) == 1 else _plural(len(found), 'run')}</h1>\n"
+        body += f"<h1>{_name(compared[0]['name']) if len(roots) == 1 else plural(len(found), 'run')}</h1>\n"
         if compared: body += _section('compared', 'Comparison', ''.join(map(_compare_html, compared)))
         if found:
             table,beside = _beside(found, not compared)

@@ -28,7 +28,7 @@ from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Callback, History, Progress, trackers
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
-from .utils import atomic_file, can_write, existing, LazyList, rng, write_json, write_text
+from .utils import atomic_file, can_write, existing, LazyList, plural, rng, write_json, write_text
 
 # %% ../nbs/12_servers.ipynb #87013379
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
@@ -260,6 +260,7 @@ class BaseServer:
             if a.ndim != 1 or not len(a) or a.dtype.kind not in 'iu' or not 0 <= a.min() <= a.max() < self.num_clients or len(np.unique(a)) < len(a):
                 raise ConfigError('client_selection', f'in round {t} a list of different clients from 0 to {self.num_clients-1}', ids)
             out.append(a.tolist())
+        if out and self.cfg.min_clients > (most := max(map(len, out))): raise ConfigError('min_clients', f'at most {most}, the clients of a round', self.cfg.min_clients)
         if (t := self.store.round) is not None and len(out) <= t < self.cfg.rounds: raise ConfigError('client_selection', f'a list of clients for round {t}, too', said)
         return out
 
@@ -603,10 +604,10 @@ class BaseServer:
 
     def __repr__(self):
         if getattr(getattr(self, 'store', None), 'layout', None) is None: return f"{type(self).__name__}: not made yet"   # as a traceback may show it
-        A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
+        A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {plural(self.num_clients, 'client')}, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
         if A is None or not A.any(): return said
         n = (A > 0).sum(1)
-        return f"{said}; on its graph a client has {n.min()} to {n.max()} neighbours, {n.mean():.1f} on average" if n.min() < n.max() else f"{said}; on its graph a client has {n.min()} neighbour{'s' if n.min() > 1 else ''}"
+        return f"{said}; on its graph a client has {n.min()} to {n.max()} neighbours, {n.mean():.1f} on average" if n.min() < n.max() else f"{said}; on its graph a client has {plural(n.min(), 'neighbour')}"
 
 # %% ../nbs/12_servers.ipynb #e512c2c8
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):

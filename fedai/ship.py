@@ -22,7 +22,7 @@ from .models import _quiet, convert_gguf, find_model, get_tokenizer
 from .servers import BaseServer, algorithm_classes
 from .store import AdapterStore, write_row
 from .training import TextTask, at_rest, get_device
-from .utils import LazyList, spread, write_json
+from .utils import LazyList, plural, spread, write_json
 
 # %% ../nbs/16a_ship.ipynb #dbbf3909
 class _Reading(BaseServer):
@@ -217,7 +217,7 @@ def model_card(server,       # a server, such as `open_run` gives
              ('algorithm', f"`{cls.name or cls.__name__}`" + (f". {cls.__doc__.strip().splitlines()[0]}" if cls.__doc__ else '')), ('from', cls.paper), ('rounds', f'{server.store.round} of {cfg.rounds}'),
              ('LoRA', f"rank {cfg.ranks[i] if cfg.ranks else cfg.r}, alpha {cfg.lora_alpha:g}, on {cfg.target_modules if isinstance(cfg.target_modules, str) else ', '.join(cfg.target_modules)}")]
     text = [f"# {name}: {'a model from' if merged else 'a LoRA for'} {short}",
-            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {server.num_clients} clients. Made with [fedai](https://github.com/fedai/fedai).",
+            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {plural(server.num_clients, 'client')}. Made with [fedai](https://github.com/fedai/fedai).",
             '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k,v in facts if v not in (None,''))]
     if not server.store._where(i)[1]: text.append('The client has taken part in no round so far: this is what all clients began with.')
     if changed: text.append(f'**On the plain base model this adapter is wrong.** {cls.name} adds to the base model what averaged adapters miss; what was added is in `base_change.safetensors`, and must be put on the base model first, as below.')

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from xxhash import xxh3_64_intdigest
 from .partition import natural
 from .prompts import DataError, Encoded, Prompter
-from .utils import atomic_file, cache_dir, write_json
+from .utils import atomic_file, cache_dir, plural, write_json
 
 # %% ../nbs/03d_tables.ipynb #4cdd20b0
 def question_key(ex:dict, # an example
@@ -203,7 +203,7 @@ class Examples(Sequence):
         return Examples(self.table, kept),Tokens(t, kept),int((~good).sum()),int((t.cut[kept] > 0).sum())
 
     def __eq__(self, other): return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a,b in zip(self, other))
-    def __repr__(self): return f"{len(self)} examples in {self.table.folder}"
+    def __repr__(self): return f"{plural(len(self), 'example')} in {self.table.folder}"
 
 class Tokens(Sequence):
     "Tokens of some rows of a table, read when they are asked for."

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from .config import ConfigError, near
 from .graphs import plot_graph
-from .utils import aligned, duration, spread
+from .utils import aligned, duration, plural, spread
 
 # %% ../nbs/11_tracking.ipynb #344f3845
 class Callback:
@@ -96,7 +96,7 @@ class Progress(Callback):
         for i,why in record.get('failed', {}).items(): self.line(f"{server.names[int(i) % server.num_clients] if server.names else f'client {i}'} is left out of round {record['round']+1}: {why}")
         extra = ''.join(f'  {name} {record[k]:.3f}' for k,name in (('mean_test_loss','test loss'),('holdout_loss','holdout loss')) if k in record)
         left = f'  {self.left}' if self.left and self.round < self.rounds else ''
-        self.line(f"round {record['round']+1}/{server.cfg.rounds}  {len(record['selected'])} clients  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s{left}")
+        self.line(f"round {record['round']+1}/{server.cfg.rounds}  {plural(len(record['selected']), 'client')}  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s{left}")
 
     def after_fit(self, server): self.close()
 

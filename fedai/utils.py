@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['key_seed', 'rng', 'keyed_torch', 'sync_dir', 'atomic_file', 'write_text', 'write_json', 'cache_dir', 'only_one',
-           'spread', 'duration', 'existing', 'aligned', 'can_write', 'LazyList']
+           'spread', 'plural', 'duration', 'existing', 'aligned', 'can_write', 'LazyList']
 
 # %% ../nbs/01_utils.ipynb #40b07274
 import hashlib, json, os, uuid
@@ -120,6 +120,12 @@ def spread(items, # a list or range
     "Some items, evenly spread, the first and the last among them; all where there are no more than `n`."
     return [items[i] for i in np.unique(np.linspace(0, len(items)-1, min(n, len(items))).round().astype(int))]
 
+def plural(n:int,     # how many
+           what:str,  # what one of them is called
+          )->str:     # such as '1 client' and '1,200 clients'
+    "A number of things."
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
 def duration(s:float, # seconds
             )->str:   # two or three digits and a unit
     "A time in words."
@@ -175,4 +181,4 @@ class LazyList(Sequence):
         while len(self.alive) > self.max_alive: self.alive.popitem(last=False)
         return self.alive[k]
 
-    def __repr__(self): return f"{len(self)} clients, {len(self.alive)} alive"
+    def __repr__(self): return f"{plural(len(self), 'client')}, {len(self.alive)} alive"

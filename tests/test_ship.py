@@ -16,7 +16,7 @@ from fedai.prompts import Prompter
 from fedai.servers import Server_mira
 from fedai.ship import Chat, client_names, export_adapter, export_all, find_client, open_run, push_folder
 from fedai.store import StoreError
-from fedai.tracking import Trackers
+from fedai.tracking import Callback, Trackers
 
 BUILT_IN = [o['name'] for o in list_algorithms()]
 ADDS = ('flora','fedex')
@@ -419,8 +419,11 @@ LOGGER_TYPE_TO_CLASS['told'] = Told
     assert main(['compare', str(tmp_path/'run'/'config.yaml'), '--algorithms', 'local,fedavg', '--seeds', '0', '--output_dir', str(tmp_path/'both')]) == 0
     assert told() == ['told 1 2.0','told 2 2.0']*2
     from fedai.comparison import compare
-    compare(make_cfg(rounds=1, track=['told'], output_dir=str(tmp_path/'compared')), ('local',), (0,), data=lambda cfg: client_data(4))
-    assert told() == ['told 1 4.0']
+    rounds = []
+    class Mine(Callback):
+        def after_round(self, server, record): rounds.append(record['round'])
+    compare(make_cfg(rounds=1, track=['told'], output_dir=str(tmp_path/'compared')), ('local',), (0,), data=lambda cfg: client_data(4), callbacks=[Mine()])
+    assert told() == ['told 1 4.0'] and rounds == [0]   # one's own callbacks come beside it
     for callbacks,n in ((None,2),([],0)):
         get_server(make_cfg(rounds=2, track=['told'], output_dir=str(tmp_path/f'python_{n}')), client_data(4), callbacks=callbacks).fit()
         assert len(told()) == n
