@@ -464,7 +464,11 @@ class BaseServer:
         if not has or any('lora_embedding' in n for n in self.live.views): raise ConfigError('ranks', 'none, for a model without a LoRA or with one on its embeddings', self.cfg.ranks)
         if max(self.cfg.ranks) > max(has): raise ConfigError('ranks', f"at most {max(has)}, the rank of the model's LoRA", self.cfg.ranks)
 
-    def call(self, event:str, *args):
+    def call(self,
+             event:str, # the name of a `Callback`'s method
+             *args,     # what it gets after the server
+            ):
+        "Tell every callback of an event."
         for c in self.callbacks: getattr(c, event)(self, *args)
 
     def fit(self)->History: # a dict for each round
@@ -615,12 +619,12 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
     one_model,client_class = False,Client_mira
 
     def __init__(self,
-                 cfg:FedConfig,   # as `BaseServer` takes them all
-                 lst_data_dict,
-                 model=None,
-                 holdout_ds=None,
+                 cfg:FedConfig,   # as `BaseServer` takes it and all that follows
+                 lst_data_dict,   # {'train': ..., 'test': ...} a client
+                 model=None,      # None: `get_model(cfg)`
+                 holdout_ds=None, # the server's own examples
                  client_class=None, # None: `Client_mira`
-                 callbacks=None,
+                 callbacks=None,  # None: progress, and where the config says `track`, that
                  **kwargs,        # also `graph` or `alk_connection`: a (K, K) array, or what the config's `graph` may be
                 ):
         self._A = None

@@ -18,13 +18,44 @@ from .utils import aligned, duration, plural, spread
 # %% ../nbs/11_tracking.ipynb #344f3845
 class Callback:
     "Does nothing at every event; override those of interest."
-    def before_fit(self, server): pass
-    def before_round(self, server, comm_round, ids): pass
-    def after_step(self, server, comm_round, done, steps): pass   # of clients that train together
-    def after_client(self, server, comm_round, id, metrics): pass
-    def after_mix(self, server, comm_round, M): pass
-    def after_round(self, server, record): pass
-    def after_fit(self, server): pass
+    def before_fit(self,
+                   server, # whose run it is; the same in all events
+                  ):
+        "Before the first round of this process."
+
+    def before_round(self, server,
+                     comm_round:int, # t, from 0
+                     ids:list,       # the clients of the round
+                    ):
+        "The clients of a round are known."
+
+    def after_step(self, server,
+                   comm_round:int, # t, from 0
+                   done:int,       # steps that these clients have taken
+                   steps:int,      # of how many in the round
+                  ):
+        "Clients that share a batch have taken a step."
+
+    def after_client(self, server,
+                     comm_round:int, # t, from 0
+                     id:int,         # of its row: the client's, but where an algorithm trains several rows for each
+                     metrics:dict,   # what came out of its training: `loss`, `tokens`, ...
+                    ):
+        "A client's trained state is saved."
+
+    def after_mix(self, server,
+                  comm_round:int, # t, from 0
+                  M:np.ndarray,   # (K, K) what went into what
+                 ):
+        "The mixed states are written, not yet committed."
+
+    def after_round(self, server,
+                    record:dict, # the round's line in the history
+                   ):
+        "A round is committed."
+
+    def after_fit(self, server):
+        "All rounds are done."
 
 # %% ../nbs/11_tracking.ipynb #15d8048e
 class Progress(Callback):
@@ -44,7 +75,10 @@ class Progress(Callback):
         # without a terminal or notebook the bar would fill a log file
         self.bar = tqdm(total=self.total, file=sys.stdout if notebook else sys.stderr, disable=not (sys.stderr.isatty() or notebook), leave=False, dynamic_ncols=True, bar_format='{bar}')
 
-    def line(self, text):
+    def line(self,
+             text:str, # without a line break
+            ):
+        "A line above the bar, or where there is none just a line."
         if self.bar is None or self.bar.disable: print(text, file=self.out, flush=True)
         else: self.bar.write(text, file=self.out or sys.stdout)
 
