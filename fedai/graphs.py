@@ -165,10 +165,10 @@ def read_table(path:str|Path,     # a .csv file
 
 def load_graph(path:str|Path,   # a .npy, .csv, .edges or .txt file
                num_clients:int, # K
+               names=(),        # what could have been meant instead of a file, for the error
               )->np.ndarray:    # (K, K)
     "The graph in a file, checked; its suffix says how it is written."
-    names = ['random','tasks','complete','ring','erdos_renyi','learned']
-    kind,wanted = Path(path).suffix.lower(),', '.join(map(repr, names)) + ' or a readable .npy file'
+    kind,wanted = Path(path).suffix.lower(),', '.join(map(repr, names)) + ' or '*bool(names) + 'a readable .npy file'
     if kind == '.csv': A = read_table(path, 'graph')
     elif kind in ('.edges','.txt'): A = _edges(path, num_clients)
     else:

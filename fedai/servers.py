@@ -643,8 +643,8 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
             if isinstance(every, bool) or not isinstance(every, int) or every < 1: raise ConfigError('graph_args: every', 'a number of rounds, at least 1', every)
             if measure == 'data' and every != 1: raise ConfigError('graph_args: every', 'nothing beside `measure: data`, which is learned once', every)
             similarity_graph(np.eye(2), top_k, threshold, temperature, symmetrise)   # so that a wrong setting is found now
-        kinds = dict(random=lambda: random_graph(K, seed), complete=lambda: complete_graph(K), tasks=tasks, learned=learned, ring=lambda neighbours=1: ring_graph(K, neighbours), erdos_renyi=lambda p: erdos_renyi_graph(K, p, seed))
-        A = _called('graph_args', g, kinds.get(g, lambda: load_graph(g, K)), self.cfg.graph_args)
+        kinds = dict(random=lambda: random_graph(K, seed), tasks=tasks, complete=lambda: complete_graph(K), ring=lambda neighbours=1: ring_graph(K, neighbours), erdos_renyi=lambda p: erdos_renyi_graph(K, p, seed), learned=learned)
+        A = _called('graph_args', g, kinds.get(g, lambda: load_graph(g, K, kinds)), self.cfg.graph_args)
         return self._known_graph() if g == 'learned' else A
 
     @property
