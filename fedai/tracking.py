@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from .config import ConfigError, near
 from .graphs import plot_graph
-from .utils import aligned, duration, plural, spread
+from .utils import aligned, duration, picture_text, plural, spread
 
 # %% ../nbs/11_tracking.ipynb #344f3845
 class Callback:
@@ -199,14 +199,14 @@ def plot_run(history,     # the records of a run's rounds
         for i in clients:
             at = [(r['round']+1, r[k][str(i)]) for r in rows if str(i) in r[k]]
             name = tasks[i] if tasks else 'client'
-            ax.plot(*zip(*at), color=colours[name], lw=1, alpha=.8, marker='.', ms=4, label=None if name in seen else name)
+            ax.plot(*zip(*at), color=colours[name], lw=1, alpha=.8, marker='.', ms=4, label=None if name in seen else picture_text(name))
             seen.add(name)
         ax.plot([r['round']+1 for r in rows], [r[m] for r in rows], color='black', lw=2.5, label='mean')
         ax.set(xlabel='round', title=title, ylim=(0, 1.05*max(v for r in rows for v in r[k].values())))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=.3)
-        if len(names) <= 10: ax.legend(fontsize=8)
     axs[0][0].set_ylabel('nats per answer token' if tasks else 'loss')
+    if kinds and len(names) <= 10: fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside lower left', ncols=5*n//2, frameon=False, fontsize=8)   # below, where it hides no curve
     if A is not None: plot_graph(A, tasks, ax=axs[0][-1])
     return fig
 
