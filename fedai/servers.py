@@ -16,7 +16,7 @@ from .clients import BaseClient, Client_mira
 from .config import ConfigError, FedConfig, RunError, dump_config, load_config, near
 from .engines import Failure, get_engine
 from .evaluation import cross_evaluation, read_scores, test_clients, test_newcomers
-from .lm import Prefix, decoder_layers, mean_states
+from .lm import Prefix, decoder_layers, learned_positions, mean_states
 from .graphs import (average_matrix, check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph, random_graph, ring_graph,
                           similarity_graph, state_similarity, subgraph, task_graph)
 from .models import add_lora, get_model, get_tokenizer
@@ -162,6 +162,7 @@ class BaseServer:
             elif not hasattr(model, 'get_base_model'): raise ConfigError('model', 'a transformers model without a LoRA (an earlier server puts one on it: load the model anew for each), or a PEFT model', type(model).__name__)
             elif len(self.tokenizer) > (n := model.get_input_embeddings().weight.shape[0]):
                 raise ConfigError('tokenizer', f'at most {n} tokens (resize the embeddings before the LoRA is put on)', len(self.tokenizer))
+            if self.cfg.max_length > (n := learned_positions(model)): raise ConfigError('max_length', f'at most {n}, the positions that the model has', self.cfg.max_length)
             self.task,weights = TextTask(self.cfg, self.tokenizer),'adapter_model.safetensors'
         else:
             if not isinstance(model, torch.nn.Module): raise ConfigError('model', "a module, or None for the model that the config names", model)

@@ -259,6 +259,22 @@ def test_untied_model_with_new_tokens_is_refused(make_cfg):
     model = LlamaForCausalLM(LlamaConfig(vocab_size=262, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=False))
     with pytest.raises(ConfigError, match='`add_tokens`: expected none for a model whose output layer is not tied'): add_lora(model, cfg, get_tokenizer(cfg))
 
+def test_sequences_longer_than_a_model_has_positions(make_cfg):
+    from transformers import GPT2Config, GPT2LMHeadModel
+    short = lambda: GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=16, n_layer=1, n_head=2, n_positions=64, eos_token_id=1, bos_token_id=1))
+    cfg = make_cfg(target_modules=['c_attn'], rounds=1, max_new_tokens=60)
+    with pytest.raises(ConfigError, match='`max_length`: expected at most 64, the positions that the model has, got 512'): Server_mira(cfg, client_data(4), short(), callbacks=[])
+    assert not Path(cfg.output_dir).exists()
+    s = Server_mira(cfg.replace(max_length=64), client_data(4), short(), callbacks=[])
+    s.fit()
+    assert set(s.test()) == set(range(4))   # answers end where the positions do
+
+def test_a_tokenizer_that_ends_nothing_is_named_shortly(make_cfg):
+    tok = get_tokenizer(make_cfg())
+    tok.eos_token = None
+    with pytest.raises(ConfigError, match='`tokenizer`: expected one with an end-of-sequence token') as e: Server_mira(make_cfg(), client_data(4), tokenizer=tok, callbacks=[])
+    assert len(str(e.value)) < 150
+
 @pytest.mark.parametrize('argv,code,message', [
     (['run', 'nowhere.yaml'], 2, "fedai: `config`: expected a YAML file, got 'nowhere.yaml'"),
     (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer or nothing, got 'many'"),
