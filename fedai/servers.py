@@ -157,6 +157,7 @@ class BaseServer:
         "The live model on its device, the task that goes with it, and the row that belongs to a client."
         if self.task_is_text:
             self.tokenizer = getattr(self, 'tokenizer', None) or get_tokenizer(self.cfg)
+            if not hasattr(self.tokenizer, 'get_added_vocab'): raise ConfigError('tokenizer', 'a transformers tokenizer', self.tokenizer)
             if model is None: model = get_model(self.cfg, self.tokenizer)
             elif not hasattr(model, 'peft_config'): model = add_lora(model, self.cfg, self.tokenizer)
             elif not hasattr(model, 'get_base_model'): raise ConfigError('model', 'a transformers model without a LoRA (an earlier server puts one on it: load the model anew for each), or a PEFT model', type(model).__name__)
@@ -383,7 +384,8 @@ class BaseServer:
                   comm_round:int, # t, from 0
                  )->np.ndarray:   # the mixing matrix
         "W <- M W over the trained states of a round, all from the same W."
-        M = np.asarray(self.mixing_matrix(ids, comm_round), dtype=np.float64)
+        if (M := self.mixing_matrix(ids, comm_round)) is None: raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a ({len(ids)}, {len(ids)}) array, got None (is there a `return`?)")
+        M = np.asarray(M, dtype=np.float64)
         if M.shape != (len(ids),len(ids)) or not np.isfinite(M).all(): raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a finite ({len(ids)}, {len(ids)}) array, got shape {M.shape}" + ('' if np.isfinite(M).all() else ' with NaN or infinity'))
         kept = self.kept_tensors(comm_round)
         ranks = [self.cfg.ranks[i % self.num_clients] for i in sorted(ids)] if self.cfg.ranks and not self.shares(comm_round) else None   # what all share keeps the full rank, and is cut when it is sent

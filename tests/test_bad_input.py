@@ -211,13 +211,13 @@ def test_arguments_of_the_server(make_cfg, kw, message):
     with pytest.raises(ConfigError, match='`cfg`: expected a FedConfig'): Server_mira(dict(lr=1), client_data(4))
     with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected a list or dataset"): Server_mira(make_cfg(), [{'train': iter(sums(0)), 'test': sums(0)}]*4, callbacks=[])
 
-@pytest.mark.parametrize('M,message', [(np.full((4,4), np.nan), 'with NaN or infinity'), (np.eye(3), r'got shape \(3, 3\)')])
+@pytest.mark.parametrize('M,message', [(np.full((4,4), np.nan), 'with NaN or infinity'), (None, r'got None \(is there a `return`\?\)'), (np.eye(3), r'got shape \(3, 3\)')])
 def test_a_mixing_matrix_that_is_none(make_cfg, M, message):
     class Server(Server_mira):
         def mixing_matrix(self, ids, comm_round): return M if hasattr(self, 'store') else super().mixing_matrix(ids, comm_round)
         def check(self): pass
     s = Server(make_cfg(), client_data(4), callbacks=[])
-    with pytest.raises(ValueError, match=r'Server.mixing_matrix: expected a finite \(4, 4\) array.*' + message): s.fit()
+    with pytest.raises(ValueError, match=r'Server.mixing_matrix: expected a .*\(4, 4\) array.*' + message): s.fit()
     assert s.store.round == 0 and not list(Path(s.cfg.output_dir).rglob('local_output_*'))
 
 def test_a_tokenizer_without_a_pad_token_pads_by_length(make_cfg):
@@ -303,7 +303,8 @@ def test_a_selection_of_ones_own_may_be_numpy_s(make_cfg):
 @pytest.mark.parametrize('kw,message', [
     (dict(callbacks=Callback()), '`callbacks`: expected a list of `Callback`s'), (dict(callbacks=[Callback]), '`callbacks`'), (dict(callbacks=[print]), '`callbacks`'),
     (dict(model='tiny'), "`model`: expected a module, or None .*, got 'tiny'"), (dict(client_class='Client_mira'), "`client_class`: expected a subclass of BaseClient, got 'Client_mira'"), (dict(client_class=Callback), '`client_class`: expected'), (dict(cfg=dict(model='tiny')), '`cfg`: expected'),
-    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'), (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'), (dict(cfg=None), '`cfg`: expected a FedConfig, got None')])
+    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'), (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'), (dict(cfg=None), '`cfg`: expected a FedConfig, got None'),
+    (dict(tokenizer='tiny'), "`tokenizer`: expected a transformers tokenizer, got 'tiny'"), (dict(model=torch.nn.Linear(1, 1), criterion=torch.nn.MSELoss(reduction='sum')), "`criterion`: expected one with reduction='mean', got 'sum'")])
 def test_arguments_of_another_type(make_cfg, kw, message):
     cfg = make_cfg()
     with pytest.raises(ConfigError, match=message): get_server(**{**dict(cfg=cfg, lst_data_dict=client_data(4)), **kw})
