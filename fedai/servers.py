@@ -42,7 +42,9 @@ def _cut(n, t, r):
 # %% ../nbs/12_servers.ipynb #21530ed6
 def _called(field, kind, f, args):
     "`f(**args)`; raises `ConfigError` for arguments that it doesn't have."
-    known = list(inspect.signature(f).parameters)
+    known,needed = list(p := inspect.signature(f).parameters),[k for k,o in p.items() if o.default is o.empty]
+    for k in needed:
+        if k not in args: raise ConfigError(field, f'`{k}`, which {kind} needs', args)
     for k in args:
         if k not in known: raise ConfigError(field, f'settings of {kind}, which has {", ".join(known) or "none"}' + near(k, known), args)
     try: return f(**args)
