@@ -149,11 +149,10 @@ def run_test(folder:str,    # of a run, which may be at any round
     before = file.read_text(encoding='utf-8')
     with _aside(as_json):
         data = get_client_data(cfg)
-        try:
-            server = get_server(cfg, data, callbacks=[])
-            print(server)
-            _tell_test(server, cfg)
-        finally: write_text(file, before)
+        try: server = get_server(cfg, data, callbacks=[])
+        finally: write_text(file, before)   # at once: a test may take long, and be killed
+        print(server)
+        _tell_test(server, cfg)
     if as_json: _print_json({**server.scorecard, **({'cross': json.loads((Path(folder)/'cross_evaluation.json').read_text())} if cfg.cross else {})})
     return server.scorecard
 

@@ -178,6 +178,13 @@ def test_test_again(made, said):
     assert np.allclose(np.diag(got['cross']['matrix']), [o['loss'] for o in got['clients'].values()], rtol=1e-5)
     assert (made/'run'/'config.yaml').read_text() == config
 
+def test_a_test_that_is_killed_leaves_the_config_as_it_was(made, said, monkeypatch):
+    from fedai import cli
+    seen,file = [],made/'run'/'config.yaml'
+    before = file.read_text()
+    monkeypatch.setattr(cli, '_tell_test', lambda server, cfg: seen.append((cfg.max_new_tokens, file.read_text())))   # what is there while it runs is what a kill leaves
+    assert said('test', made/'run', '--max_new_tokens', '7')[0] == 0 and seen == [(7, before)]
+
 def test_the_graph_is_that_of_the_run(made, said, tmp_path):
     for where in (made/'run', made/'c.yaml'):
         f = json.loads(said('graph', where, '--json', '--to', tmp_path/'g.png')[1])
