@@ -42,9 +42,11 @@ def _overrides(args):
     given = {k: v for k,v in vars(args).items() if k in kinds}
     def value(k, text):
         "Text stays as it was typed, unless it says null, or a list where a list may stand."
-        if kinds[k] == 'text': return text
-        v = _value(k, text, kinds[k] == 'a list')
-        return v if 'text' not in kinds[k] or v is None or isinstance(v, list) and 'list' in kinds[k] or isinstance(v, int) and 'integer' in kinds[k] else text
+        kind = kinds[k]
+        if kind == 'text': return text
+        v = _value(k, text, kind == 'a list' or 'list' in kind and re.fullmatch(r'\w+(, ?\w+)+', text))   # words with commas are names or numbers, and nothing else
+        if 'list' in kind and (isinstance(v, str) and 'text' not in kind or isinstance(v, int) and 'integer' not in kind): v = _value(k, text, True)
+        return v if 'text' not in kind or v is None or isinstance(v, list) and 'list' in kind or isinstance(v, int) and 'integer' in kind else text
     return {k: value(k, v) for k,v in given.items()}
 
 # %% ../nbs/17_cli.ipynb #aa33c45b
@@ -80,6 +82,7 @@ def _tell_test(server, cfg):
     if getattr(server.lst_data_dict, 'newcomers', None):
         print('\ntesting newcomers from each start, and after a round of training of their own ...', flush=True)
         print('\n' + newcomer_table(server.test_newcomers()))
+    if cfg.cross and cfg.cross not in (there := list(server.scorecard['mean'])): raise ConfigError('cross', 'one of ' + ', '.join(there) + ', which all clients have here', cfg.cross)
     if cfg.cross: server.cross_evaluation(metric=cfg.cross)
     there = [o for o in ('scorecard.json','generations.jsonl','history.jsonl','curves.png',*(['cross_evaluation.json','cross_evaluation.png'] if cfg.cross else [])) if (Path(cfg.output_dir)/o).exists()]
     print(f"\nwrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
@@ -148,11 +151,10 @@ def run_test(folder:str,    # of a run, which may be at any round
     before = file.read_text(encoding='utf-8')
     with _aside(as_json):
         data = get_client_data(cfg)
-        try:
-            server = get_server(cfg, data, callbacks=[])
-            print(server)
-            _tell_test(server, cfg)
-        finally: write_text(file, before)
+        try: server = get_server(cfg, data, callbacks=[])
+        finally: write_text(file, before)   # at once: a test may take long, and be killed
+        print(server)
+        _tell_test(server, cfg)
     if as_json: _print_json({**server.scorecard, **({'cross': json.loads((Path(folder)/'cross_evaluation.json').read_text())} if cfg.cross else {})})
     return server.scorecard
 
@@ -337,7 +339,7 @@ def config_text(name='fedai.yaml', # of the file, for the comment
         g,kind,default,text = about[k]
         if g != group: out.append(f'\n# {"-"*8} {g} {"-"*(90 - len(g))}')
         group = g
-        text += f"; one of {', '.join(_choices[k])}" if _choices[k] and not all(o in text for o in _choices[k]) else ''
+        text += f"; one of {', '.join(filter(None, _choices[k]))}" if _choices[k] and not all(o in text for o in _choices[k]) else ''
         text += f' [{flow(default)}]' if k in _first and _first[k] != default else ''
         out += ['', *textwrap.wrap(text, 100, initial_indent='# ', subsequent_indent='#   ', break_long_words=False, break_on_hyphens=False), ('' if k in _first else '#') + f'{k}: {flow(_first.get(k, default))}']
     return '\n'.join(out) + '\n'

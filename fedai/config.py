@@ -252,9 +252,10 @@ _Loader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+
 
 def _mapping(loader, node):
     seen = set()
-    for k,_ in node.value:
+    for k,v in node.value:
         if not isinstance(k.value, str): raise ConfigError('YAML', 'plain text before a colon', f'line {k.start_mark.line+1}')
         if k.value in seen: raise ConfigError(k.value, 'one value', f'a second one on line {k.start_mark.line+1}')
+        if ':' in k.value and v.tag.endswith(':null') and not v.value: raise ConfigError('YAML', 'a space after a colon', k.value)
         seen.add(k.value)
     return loader.construct_mapping(node, deep=True)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -22,6 +22,7 @@ def check_graph(A,                  # what should be a (K, K) array of weights
                 name:str='graph',   # what to call it in an error
                )->np.ndarray:       # (K, K) float64
     "`A` as an array; raises `ConfigError` unless it is square, of the right size, finite, non-negative, symmetric and zero on the diagonal."
+    if hasattr(A, 'adjacency') or hasattr(A, 'toarray'): raise ConfigError(name, 'a numpy array, as networkx.to_numpy_array(graph) or matrix.toarray() gives', type(A).__name__)
     try: A = np.array(A, dtype=np.float64)
     except (TypeError,ValueError) as e: raise ConfigError(name, f'a ({num_clients}, {num_clients}) array of numbers', str(e)) from e
     if A.shape != (num_clients,num_clients): raise ConfigError(name, f'a square array of shape ({num_clients}, {num_clients})', A.shape)

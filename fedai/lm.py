@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['pack_batch', 'answer_losses', 'cut_passes', 'cut_even', 'count_saved', 'offload_saved', 'decoder_layers',
-           'checkpointed', 'base_of', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'greedy', 'mean_states']
+           'checkpointed', 'base_of', 'Prefix', 'at_rest', 'AnswerLoss', 'new_cache', 'learned_positions', 'greedy',
+           'mean_states']
 
 # %% ../nbs/07b_lm.ipynb #a21a6f57
-import inspect, os, tempfile, warnings
+import inspect, math, os, tempfile, warnings
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -346,6 +347,11 @@ def new_cache(model): # a transformers model
     from transformers import DynamicCache
     return DynamicCache(config=model.config)
 
+def learned_positions(model)->float: # tokens
+    "How long a sequence may be for a model that learned an embedding for each position, as GPT-2 did; for others infinity."
+    config = base_of(model).config.get_text_config()
+    return math.inf if getattr(config, 'rope_parameters', None) else getattr(config, 'max_position_embeddings', math.inf)
+
 @torch.no_grad()
 def greedy(model,        # a causal language model with its adapter
            prompts,      # lists of token ids
@@ -359,7 +365,7 @@ def greedy(model,        # a causal language model with its adapter
           ):             # lists of token ids, without the end; with `answers`, these and the (N,) sums of losses, in nats, or `None` where the cache can't be cut back
     "The likeliest token each time, for all prompts together."
     model = base_of(model)
-    device,out,alive = model.device,[[] for _ in prompts],list(range(len(prompts)))
+    device,out,alive,room = model.device,[[] for _ in prompts],list(range(len(prompts))),learned_positions(model) + 1   # the last token of an answer needs no position
     ids,mask = (t.to(device) for t in pad_batch(prompts, pad, left=True))
     scored = answers is not None
     growing = not getattr(model, '_is_stateful', False)   # a cache of keys and values; other kinds are done without
@@ -393,7 +399,7 @@ def greedy(model,        # a causal language model with its adapter
                     tokens = new.tolist()
                     for i,t in zip(alive, tokens):
                         if t not in ends: out[i].append(t)
-                    stay = [j for j,(i,t) in enumerate(zip(alive, tokens)) if t not in ends and len(out[i]) < most]
+                    stay = [j for j,(i,t) in enumerate(zip(alive, tokens)) if t not in ends and len(out[i]) < min(most, room - len(prompts[i]))]
                     ids = new[:,None] if growing else torch.cat([ids, new[:,None]], 1)
                     mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
                     if len(stay) < len(alive): break

@@ -11,6 +11,7 @@ import re, string
 from collections import Counter
 
 import numpy as np
+from .config import ConfigError
 from .utils import rng
 
 # %% ../nbs/07_metrics.ipynb #c5254829
@@ -95,6 +96,7 @@ scorers = {}   # task -> f(example, answer), a number
 def scorer(task:str, # whose answers it judges, as the examples' `task` has it
           ):         # a decorator
     "Make a function the scorer of a task: called with an example and an answer, it returns a number, more for better; what it raises is raised."
+    if not isinstance(task, str): raise ConfigError('task', "the name of a task, as in @scorer('sums')", task)
     def put(f):
         scorers[task] = f
         return f

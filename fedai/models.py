@@ -109,8 +109,11 @@ def _loaded(cls, name, **kwargs):
     where = find_model(name)
     if where.endswith('.gguf'): where = str(convert_gguf(where))
     with _quiet():
-        try: return cls.from_pretrained(where, **kwargs)
+        try: got = cls.from_pretrained(where, **kwargs)
         except (OSError,ValueError,SafetensorError) as e: raise ConfigError('model', 'a model that transformers can load', f'{name} ({(str(e).strip() or type(e).__name__).splitlines()[0]})') from e
+    if not isinstance(got, tuple): return got
+    if lost := sorted(got[1]['missing_keys']): raise ConfigError('model', 'a causal language model with all its weights', f"{name} (without {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}, which transformers would draw at random)")
+    return got[0]
 
 # %% ../nbs/05_models.ipynb #bb687860
 def get_tokenizer(cfg:FedConfig): # its `model` and `add_tokens`
@@ -171,9 +174,9 @@ def load_base(cfg:FedConfig): # a transformers causal language model
     from transformers import AutoModelForCausalLM
     if cfg.dtype == '4bit':
         if cfg.model == 'tiny': raise ConfigError('dtype', "another than '4bit' for the tiny model, which is made and not loaded", cfg.dtype)
-        return _loaded(AutoModelForCausalLM, cfg.model, **_quantised(cfg)).requires_grad_(False)
+        return _loaded(AutoModelForCausalLM, cfg.model, output_loading_info=True, **_quantised(cfg)).requires_grad_(False)
     dtype = getattr(torch, cfg.dtype) if cfg.dtype != 'auto' else torch.bfloat16 if fast_bf16(cfg) else torch.float32
-    model = _tiny_model(261).to(dtype) if cfg.model == 'tiny' else _loaded(AutoModelForCausalLM, cfg.model, dtype=dtype)
+    model = _tiny_model(261).to(dtype) if cfg.model == 'tiny' else _loaded(AutoModelForCausalLM, cfg.model, output_loading_info=True, dtype=dtype)
     return model.requires_grad_(False)
 
 def get_base_model(cfg:FedConfig,  # its `model`, `base_precision`, `seed`
@@ -201,7 +204,7 @@ def _check_targets(cfg, model):
     linear = sorted({n.rsplit('.', 1)[-1] for n,m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == 'Conv1D'})
     names = [n for n,_ in model.named_modules()]
     if isinstance(cfg.target_modules, str):   # a regular expression or 'all-linear', which peft checks
-        if cfg.target_modules in linear: raise ConfigError('target_modules', f'a list, [{cfg.target_modules}] (a text is a regular expression for whole names)', cfg.target_modules)
+        if set(re.split(', ?', cfg.target_modules)) <= {*linear}: raise ConfigError('target_modules', f'a list, [{cfg.target_modules}] (a text is a regular expression for whole names)', cfg.target_modules)
         return
     for t in cfg.target_modules or ['']:
         if not isinstance(t, str) or not any(n == t or n.endswith(f'.{t}') for n in names): raise ConfigError('target_modules', f'names of layers in the model, such as {linear}', t)

@@ -138,7 +138,7 @@ class Prompter:
                  system_prompt=None,   # system message of a chat; None: the template's default
                  max_length:int=512,   # tokens in an example
                 ):
-        if tokenizer.eos_token_id is None: raise ConfigError('tokenizer', 'one with an end-of-sequence token', tokenizer)
+        if tokenizer.eos_token_id is None: raise ConfigError('tokenizer', 'one with an end-of-sequence token (`eos_token`)', f"{type(tokenizer).__name__} of {getattr(tokenizer, 'name_or_path', '')}")
         has = bool(getattr(tokenizer, 'chat_template', None))
         if template == 'chat' and not has: raise ConfigError('template', "another than 'chat' (this tokenizer has no chat template)", template)
         self.tokenizer,self.system_prompt,self.max_length = tokenizer,system_prompt,max_length

@@ -16,7 +16,7 @@ from .clients import BaseClient, Client_mira
 from .config import ConfigError, FedConfig, RunError, dump_config, load_config, near
 from .engines import Failure, get_engine
 from .evaluation import cross_evaluation, read_scores, test_clients, test_newcomers
-from .lm import Prefix, decoder_layers, mean_states
+from .lm import Prefix, decoder_layers, learned_positions, mean_states
 from .graphs import (average_matrix, check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph, random_graph, ring_graph,
                           similarity_graph, state_similarity, subgraph, task_graph)
 from .models import add_lora, get_model, get_tokenizer
@@ -42,7 +42,9 @@ def _cut(n, t, r):
 # %% ../nbs/12_servers.ipynb #21530ed6
 def _called(field, kind, f, args):
     "`f(**args)`; raises `ConfigError` for arguments that it doesn't have."
-    known = list(inspect.signature(f).parameters)
+    known,needed = list(p := inspect.signature(f).parameters),[k for k,o in p.items() if o.default is o.empty]
+    for k in needed:
+        if k not in args: raise ConfigError(field, f'`{k}`, which {kind} needs', args)
     for k in args:
         if k not in known: raise ConfigError(field, f'settings of {kind}, which has {", ".join(known) or "none"}' + near(k, known), args)
     try: return f(**args)
@@ -157,11 +159,13 @@ class BaseServer:
         "The live model on its device, the task that goes with it, and the row that belongs to a client."
         if self.task_is_text:
             self.tokenizer = getattr(self, 'tokenizer', None) or get_tokenizer(self.cfg)
+            if not hasattr(self.tokenizer, 'get_added_vocab'): raise ConfigError('tokenizer', 'a transformers tokenizer', self.tokenizer)
             if model is None: model = get_model(self.cfg, self.tokenizer)
             elif not hasattr(model, 'peft_config'): model = add_lora(model, self.cfg, self.tokenizer)
             elif not hasattr(model, 'get_base_model'): raise ConfigError('model', 'a transformers model without a LoRA (an earlier server puts one on it: load the model anew for each), or a PEFT model', type(model).__name__)
             elif len(self.tokenizer) > (n := model.get_input_embeddings().weight.shape[0]):
                 raise ConfigError('tokenizer', f'at most {n} tokens (resize the embeddings before the LoRA is put on)', len(self.tokenizer))
+            if self.cfg.max_length > (n := learned_positions(model)): raise ConfigError('max_length', f'at most {n}, the positions that the model has', self.cfg.max_length)
             self.task,weights = TextTask(self.cfg, self.tokenizer),'adapter_model.safetensors'
         else:
             if not isinstance(model, torch.nn.Module): raise ConfigError('model', "a module, or None for the model that the config names", model)
@@ -383,7 +387,8 @@ class BaseServer:
                   comm_round:int, # t, from 0
                  )->np.ndarray:   # the mixing matrix
         "W <- M W over the trained states of a round, all from the same W."
-        M = np.asarray(self.mixing_matrix(ids, comm_round), dtype=np.float64)
+        if (M := self.mixing_matrix(ids, comm_round)) is None: raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a ({len(ids)}, {len(ids)}) array, got None (is there a `return`?)")
+        M = np.asarray(M, dtype=np.float64)
         if M.shape != (len(ids),len(ids)) or not np.isfinite(M).all(): raise ValueError(f"{type(self).__name__}.mixing_matrix: expected a finite ({len(ids)}, {len(ids)}) array, got shape {M.shape}" + ('' if np.isfinite(M).all() else ' with NaN or infinity'))
         kept = self.kept_tensors(comm_round)
         ranks = [self.cfg.ranks[i % self.num_clients] for i in sorted(ids)] if self.cfg.ranks and not self.shares(comm_round) else None   # what all share keeps the full rank, and is cut when it is sent

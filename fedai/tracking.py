@@ -18,6 +18,12 @@ from .utils import aligned, duration, picture_text, plural, spread
 # %% ../nbs/11_tracking.ipynb #344f3845
 class Callback:
     "Does nothing at every event; override those of interest."
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        events = [k for k in vars(Callback) if k.startswith(('before_','after_'))]
+        for k in vars(cls):
+            if k.startswith(('before_','after_')) and k not in events: warnings.warn(f'{cls.__name__}.{k} is called at no event of fedai' + near(k, events))
+
     def before_fit(self,
                    server, # whose run it is; the same in all events
                   ):

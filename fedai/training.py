@@ -232,6 +232,7 @@ class ModuleTask:
                  cfg:FedConfig, # the run's settings
                  criterion, # called with (outputs, targets); the mean over the batch, as torch's losses give
                 ):
+        if (how := getattr(criterion, 'reduction', None)) in ('sum','none'): raise ConfigError('criterion', "one with reduction='mean'", how)
         self.cfg,self.criterion = cfg,criterion
 
     def prepare(self,

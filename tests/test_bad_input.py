@@ -211,13 +211,13 @@ def test_arguments_of_the_server(make_cfg, kw, message):
     with pytest.raises(ConfigError, match='`cfg`: expected a FedConfig'): Server_mira(dict(lr=1), client_data(4))
     with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected a list or dataset"): Server_mira(make_cfg(), [{'train': iter(sums(0)), 'test': sums(0)}]*4, callbacks=[])
 
-@pytest.mark.parametrize('M,message', [(np.full((4,4), np.nan), 'with NaN or infinity'), (np.eye(3), r'got shape \(3, 3\)')])
+@pytest.mark.parametrize('M,message', [(np.full((4,4), np.nan), 'with NaN or infinity'), (None, r'got None \(is there a `return`\?\)'), (np.eye(3), r'got shape \(3, 3\)')])
 def test_a_mixing_matrix_that_is_none(make_cfg, M, message):
     class Server(Server_mira):
         def mixing_matrix(self, ids, comm_round): return M if hasattr(self, 'store') else super().mixing_matrix(ids, comm_round)
         def check(self): pass
     s = Server(make_cfg(), client_data(4), callbacks=[])
-    with pytest.raises(ValueError, match=r'Server.mixing_matrix: expected a finite \(4, 4\) array.*' + message): s.fit()
+    with pytest.raises(ValueError, match=r'Server.mixing_matrix: expected a .*\(4, 4\) array.*' + message): s.fit()
     assert s.store.round == 0 and not list(Path(s.cfg.output_dir).rglob('local_output_*'))
 
 def test_a_tokenizer_without_a_pad_token_pads_by_length(make_cfg):
@@ -259,6 +259,22 @@ def test_untied_model_with_new_tokens_is_refused(make_cfg):
     model = LlamaForCausalLM(LlamaConfig(vocab_size=262, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=False))
     with pytest.raises(ConfigError, match='`add_tokens`: expected none for a model whose output layer is not tied'): add_lora(model, cfg, get_tokenizer(cfg))
 
+def test_sequences_longer_than_a_model_has_positions(make_cfg):
+    from transformers import GPT2Config, GPT2LMHeadModel
+    short = lambda: GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=16, n_layer=1, n_head=2, n_positions=64, eos_token_id=1, bos_token_id=1))
+    cfg = make_cfg(target_modules=['c_attn'], rounds=1, max_new_tokens=60)
+    with pytest.raises(ConfigError, match='`max_length`: expected at most 64, the positions that the model has, got 512'): Server_mira(cfg, client_data(4), short(), callbacks=[])
+    assert not Path(cfg.output_dir).exists()
+    s = Server_mira(cfg.replace(max_length=64), client_data(4), short(), callbacks=[])
+    s.fit()
+    assert set(s.test()) == set(range(4))   # answers end where the positions do
+
+def test_a_tokenizer_that_ends_nothing_is_named_shortly(make_cfg):
+    tok = get_tokenizer(make_cfg())
+    tok.eos_token = None
+    with pytest.raises(ConfigError, match='`tokenizer`: expected one with an end-of-sequence token') as e: Server_mira(make_cfg(), client_data(4), tokenizer=tok, callbacks=[])
+    assert len(str(e.value)) < 150
+
 @pytest.mark.parametrize('argv,code,message', [
     (['run', 'nowhere.yaml'], 2, "fedai: `config`: expected a YAML file, got 'nowhere.yaml'"),
     (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer or nothing, got 'many'"),
@@ -287,7 +303,8 @@ def test_a_selection_of_ones_own_may_be_numpy_s(make_cfg):
 @pytest.mark.parametrize('kw,message', [
     (dict(callbacks=Callback()), '`callbacks`: expected a list of `Callback`s'), (dict(callbacks=[Callback]), '`callbacks`'), (dict(callbacks=[print]), '`callbacks`'),
     (dict(model='tiny'), "`model`: expected a module, or None .*, got 'tiny'"), (dict(client_class='Client_mira'), "`client_class`: expected a subclass of BaseClient, got 'Client_mira'"), (dict(client_class=Callback), '`client_class`: expected'), (dict(cfg=dict(model='tiny')), '`cfg`: expected'),
-    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'), (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'), (dict(cfg=None), '`cfg`: expected a FedConfig, got None')])
+    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'), (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'), (dict(cfg=None), '`cfg`: expected a FedConfig, got None'),
+    (dict(tokenizer='tiny'), "`tokenizer`: expected a transformers tokenizer, got 'tiny'"), (dict(model=torch.nn.Linear(1, 1), criterion=torch.nn.MSELoss(reduction='sum')), "`criterion`: expected one with reduction='mean', got 'sum'")])
 def test_arguments_of_another_type(make_cfg, kw, message):
     cfg = make_cfg()
     with pytest.raises(ConfigError, match=message): get_server(**{**dict(cfg=cfg, lst_data_dict=client_data(4)), **kw})

@@ -34,7 +34,8 @@ def said(capsys):
 @pytest.mark.parametrize('argv,message', [
     ('', 'command'), ('runn', "did you mean 'run'?"), ('sho-data', "did you mean 'show-data'?"), ('flower kyes', "did you mean 'keys'?"), ('completion bsh', "did you mean 'bash'?"), ('completion', 'shell'),
     ('run --lr', 'argument --lr: expected one argument'), ('run --lr -1', '`lr`: expected a value above 0, got -1'), ('run --lr fast', '`lr`: expected a number'), ('run --learning_rate 1', '`--learning_rate`: expected a known option'),
-    ('run --rouns=3', "did you mean '--rounds'?"), ('run --local-step 3', "did you mean '--local_step'?"), ('run --engine batchd', "did you mean 'batched'?"), ('run --graph_args {a:', '`graph_args`: expected a YAML value ('), ('run a.yaml b.yaml', '`b.yaml`: expected nothing more after `fedai run`'),
+    ('run --rouns=3', "did you mean '--rounds'?"), ('run --local-step 3', "did you mean '--local_step'?"), ('run --engine batchd', "did you mean 'batched'?"), ('run --graph_args {a:', '`graph_args`: expected a YAML value ('), ('run --name fedprox --algorithm_args {mu:0.1}', "expected a space after a colon, got 'mu:0.1'"), ('run --data ok.jsonl --partition iid --num_clients 2 --model tiny --target_modules q_prj,v_proj', "`target_modules`: expected names of layers in the model, such as ['down_proj'"),
+    ('run --data ok.jsonl --partition iid --num_clients 2 --model tiny --selection availability', '`selection_args`: expected `available`, which availability needs, got {}'), ('run a.yaml b.yaml', '`b.yaml`: expected nothing more after `fedai run`'),
     ('run nowhere.yaml', '`config`: expected a YAML file'), ('run .', '`config`: expected a YAML file'), ('run bad.yaml', "`lrr`: expected a known field (did you mean 'lr'?)"), ('run broken.yaml', '`config`: expected readable YAML'), ('run list.yaml', '`field: value` lines'),
     ('run --data nowhere', '`data`: expected'), ('run --name miras --data ok.jsonl --partition iid --num_clients 2 --model tiny', "did you mean 'mira'?"), ('run --model nowhere/none --data ok.jsonl --partition iid --num_clients 2', 'nowhere/none'),
     ('run --data empty.jsonl --model tiny', 'line 1'), ('plan --jsn', "did you mean '--json'?"), ('plan --hours soon --data ok.jsonl', '`hours`'), ('show-data --clients  --data ok.jsonl', 'expected one argument'), ('show-data --examples x', 'invalid int value'),
@@ -53,6 +54,12 @@ def test_a_mistake_is_a_line(made, said, tmp_path, monkeypatch, argv, message):
     lines = err.splitlines()   # a second one where the command itself is wrong: which help says more
     assert err.startswith('fedai: ') and (len(lines) == 1 or len(lines) == 2 and lines[1].endswith('--help says more)'))
     assert sorted(tmp_path.rglob('*')) == before
+
+@pytest.mark.parametrize('given,want', [('--unseen_clients c1,c2', ['c1','c2']), ('--unseen_clients c1', ['c1']), ('--unseen_clients 2', 2), ('--adapt_layers 0,1', [0,1]), ('--adapt_layers 1', [1]), ('--adapt_layers last:2', 'last:2'), ('--target_modules q_proj,v_proj', ['q_proj','v_proj']),
+    ('--target_modules all-linear', 'all-linear'), ('--target_modules .*[qv]_proj', '.*[qv]_proj'), ('--clients_per_batch 3', 3), ('--clients_per_batch auto', 'auto'), ('--imports a.py,b.py', ['a.py','b.py']), ('--system_prompt a,b', 'a,b'), ('--system_prompt null', None), ('--ranks 2,4', [2,4])])
+def test_what_an_option_means(given, want):
+    from fedai.cli import _overrides, get_parser
+    assert list(_overrides(get_parser().parse_args(['run', *given.split(' ')])).values()) == [want]
 
 def test_errors_that_are_foreseen_and_those_that_are_not(said, monkeypatch):
     from fedai.prompts import DataError
@@ -164,11 +171,20 @@ def test_test_again(made, said):
     config,card = [(made/'run'/o).read_text() for o in ('config.yaml','scorecard.json')]
     code,out,_ = said('test', made/'run')
     assert code == 0 and 'worst tenth' in out and (made/'run'/'scorecard.json').read_text() == card
+    code,_,err = said('test', made/'run', '--cross', 'choice_accuracy')
+    assert code == 2 and '`cross`: expected one of loss, ' in err and err.strip().endswith("which all clients have here, got 'choice_accuracy'")
     code,out,_ = said('test', made/'run', '--versus', made/'run', '--cross', 'loss', '--json')
     got = json.loads(out)
     assert got['versus']['mean'] == got['mean'] and got['clients'] == json.loads(card)['clients']
     assert np.allclose(np.diag(got['cross']['matrix']), [o['loss'] for o in got['clients'].values()], rtol=1e-5)
     assert (made/'run'/'config.yaml').read_text() == config
+
+def test_a_test_that_is_killed_leaves_the_config_as_it_was(made, said, monkeypatch):
+    from fedai import cli
+    seen,file = [],made/'run'/'config.yaml'
+    before = file.read_text()
+    monkeypatch.setattr(cli, '_tell_test', lambda server, cfg: seen.append((cfg.max_new_tokens, file.read_text())))   # what is there while it runs is what a kill leaves
+    assert said('test', made/'run', '--max_new_tokens', '7')[0] == 0 and seen == [(7, before)]
 
 def test_the_graph_is_that_of_the_run(made, said, tmp_path):
     for where in (made/'run', made/'c.yaml'):

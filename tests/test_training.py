@@ -58,7 +58,7 @@ def test_conv1d_models_work(make_cfg):
     from transformers import GPT2Config, GPT2LMHeadModel
     from fedai.servers import Server_mira
     from conftest import client_data
-    cfg = make_cfg(num_clients=2, target_modules=['c_attn'], rounds=1)
+    cfg = make_cfg(num_clients=2, target_modules=['c_attn'], rounds=1, max_length=256)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=32, n_layer=2, n_head=2, n_positions=256, eos_token_id=1, bos_token_id=1))
     s = Server_mira(cfg, client_data(2), gpt2, callbacks=[])
     s.fit()
