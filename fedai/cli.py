@@ -534,7 +534,6 @@ def run_export(args)->int: # of the command line; returns the exit code
     from fedai.ship import export_adapter, export_all
     if args.all == (args.client is not None): raise ConfigError('client', 'a number or name, or --all, one of the two', args.client)
     if not args.all:
-        if args.public and not args.push: raise ConfigError('push', 'a repository, user/name, beside --public', None)
         to = export_adapter(args.run, args.client, args.to, args.merge, args.push, args.public)
         print(f'wrote {to}: README.md says how to load it' + (f', and sent it to https://huggingface.co/{args.push}' if args.push else ''))
         return 0

@@ -276,6 +276,7 @@ def export_adapter(run,          # a run's folder, or a server
                   )->Path:       # the folder
     "A client's model as a folder: the adapter as PEFT has it, or the base model with the adapter merged into it; with a model card and the tokenizer."
     if push: check_push(push)
+    elif public: raise ConfigError('push', 'a repository, user/name, beside `public`', push)
     server = _opened(run, data=data)
     cfg,i = server.cfg,find_client(server, client)
     if merge and cfg.dtype == '4bit': raise ConfigError('merge', 'false for a run with `dtype: 4bit`, to whose coarse weights a merged adapter would be rounded', merge)
@@ -342,7 +343,7 @@ def export_all(run,         # a run's folder, or a server
         if with_base: _save_model(folder/'base', server, lambda model: model.unload())
         write_json(folder/'adapters.json', dict(base=base, rank=_peft_config(server)['r'], adapters=listed))
         command = serve_command('./base' if with_base else base, {o['path']: f"./{o['path']}" for o in listed}, _peft_config(server)['r'])
-        note = '# Adapters with tokens of their own: vLLM may not take them. Then serve merged models (fedai export --merge).\n' if cfg.add_tokens else ''
+        note = '# These adapters have tokens of their own, which vLLM (0.33) refuses: serve merged models (fedai export --merge).\n' if cfg.add_tokens else ''
         (folder/'serve.sh').write_text(f'#!/bin/sh\n{note}cd "$(dirname "$0")" || exit 1\nexec {command[:-1]} "$@"\n', encoding='utf-8')
         (folder/'serve.sh').chmod(0o755)
     return Path(to)
