@@ -169,3 +169,11 @@ def test_the_site_is_whole_and_fetches_nothing(tmp_path):
     for p in site.rglob('*.css'): assert not re.search(r'(url\(|@import )["\']?(https?:)?//', p.read_text(encoding='utf-8')), p
     texts = (site/'library'/'secure.html').read_text(encoding='utf-8')
     assert texts.count('<math') == 2 and '$$' not in texts
+    from browser import Browser, find
+    if not find(): return
+    with Browser(480) as b:   # on a telephone all of a parameter can be read
+        for name in ('api/config','api/ship','index','tutorials/reading_the_scorecard'):
+            b.open(site/f'{name}.html')
+            assert b.js('document.documentElement.scrollWidth') <= 480 and not b.errors
+            assert b.js("[...document.querySelectorAll('.parameters td')].filter(e => e.getBoundingClientRect().right > 480).length") == 0
+            assert b.js("document.querySelectorAll('.parameters td').length > 20") == name.startswith('api/')
