@@ -77,9 +77,9 @@ class TextTask:
     "Instructions and answers for a causal language model."
     draws_when_read = False
     def __init__(self,
-                 cfg:FedConfig,
-                 tokenizer,
-                 prefix=None, # `Prefix` of the model, where its lower layers never change
+                 cfg:FedConfig, # the run's settings
+                 tokenizer,     # the model's
+                 prefix=None,   # `Prefix` of the model, where its lower layers never change
                 ):
         self.cfg,self.tokenizer,self.prefix = cfg,tokenizer,prefix
         self.prompter = Prompter(tokenizer, cfg.template, cfg.system_prompt, cfg.max_length)
@@ -229,8 +229,8 @@ class ModuleTask:
     draws_when_read = True   # a dataset may augment its examples at random
 
     def __init__(self,
-                 cfg:FedConfig,
-                 criterion, # called with (outputs, targets); the mean over the batch, as torch's losses give
+                 cfg:FedConfig, # the run's settings
+                 criterion,     # called with (outputs, targets); the mean over the batch, as torch's losses give
                 ):
         self.cfg,self.criterion = cfg,criterion
 

@@ -75,6 +75,12 @@ def test_every_export_is_explained(module):
     names = import_module(f'fedai.{module}').__all__
     for s in names: assert re.search(rf'^{s}\b', section(page, s).split('```python\n')[1]), f'{s} has no signature'
 
+@pytest.mark.parametrize('name', ['algorithms.get_server','cli.main','cli.run_export','prompts.fill_template','prompts.encode_all','training.TextTask','training.ModuleTask','ship.export_adapter','report.write_report','comparison.compare','data.get_client_data','models.get_model','servers.BaseServer','utils.picture_text'])
+def test_all_parameters_are_explained(name):
+    module,name = name.split('.')
+    table = section(docs.api_page(module), name).split('</div>')[0]
+    assert '| parameter |' in table and not re.findall(r'^\| `.*\| *\|$', table, re.M)
+
 def test_what_is_not_explained_is_found():
     src = '__all__ = ["v", "f"]\nv = {} # a value\ndef f(a, # first\n      b=1, # second\n     ):\n    "What f does."\n'
     page = '## v { #v }\n\na value\n\n## f { #f }\n\n```python\nf(a, b=1)\n```\n\nWhat f does.\n\n| `a` | | | first |\n| `b` | | `1` | second |\n'
