@@ -330,11 +330,11 @@ def get_class(name:str): # a server class
 
 def get_server(cfg:FedConfig,  # its `name`, `algorithm_args` and `imports`
                lst_data_dict,  # {'train': ..., 'test': ...} a client
-               model=None,     # None: the one that the config names
-               holdout_ds=None, # the server's own examples
+               model=None,     # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion
+               holdout_ds=None, # the server's own examples, those of the data when not given
                client_class=None, # None: the algorithm's own
-               callbacks=None, # None: progress, and where the config says `track`, that
-               **kwargs,       # attributes of the server: tokenizer, criterion, graph, ...
+               callbacks=None, # list of `Callback`s; None: progress, and where the config says `track`, that
+               **kwargs,       # set as attributes of the server: tokenizer, criterion, graph, ...
               ):               # the algorithm's server
     "The server of the algorithm that the config names."
     if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)

@@ -529,7 +529,8 @@ def _add_more(sub):
     p.add_argument('shell', choices=('bash','zsh','fish'))
 
 # %% ../nbs/17_cli.ipynb #863f4d0b
-def run_export(args)->int: # of the command line; returns the exit code
+def run_export(args, # of the command line, parsed
+               )->int: # the exit code
     "A client's adapter or model, or all adapters, in a folder: what `fedai export` does."
     from fedai.ship import export_adapter, export_all
     if args.all == (args.client is not None): raise ConfigError('client', 'a number or name, or --all, one of the two', args.client)
@@ -544,7 +545,8 @@ def run_export(args)->int: # of the command line; returns the exit code
     print((to/'serve.sh').read_text(encoding='utf-8').rstrip())
     return 0
 
-def run_chat(args)->int: # of the command line; returns the exit code
+def run_chat(args, # of the command line, parsed
+             )->int: # the exit code
     "Talk to the clients of a run: what `fedai chat` does."
     from fedai.ship import Chat
     if args.tokens < 1: raise ConfigError('tokens', 'at least 1', args.tokens)
@@ -655,7 +657,8 @@ def get_parser()->argparse.ArgumentParser:
     ap.epilog = _commands(sub)
     return ap
 
-def main(argv=None)->int: # arguments after the program's name; returns the exit code
+def main(argv=None, # arguments after the program's name; None: those of this process
+        )->int:     # the exit code
     "The `fedai` command."
     program,argv,began = argv is None,sys.argv[1:] if argv is None else list(argv),time.perf_counter()
     before,debug = warnings.formatwarning,os.environ.get('FEDAI_DEBUG')

@@ -110,7 +110,7 @@ templates = dict(   # name -> (with an input, without)
 
 def fill_template(template:str,   # one of `templates`, or a text with `{instruction}` in it, and `{input}` where it may be
                   instruction:str, # what is asked
-                  input:str='',  # with what, where there is something
+                  input:str='',    # what it is asked about, if anything
                  )->tuple:        # (the prompt, white space that belongs to the answer)
     "A text template with an example in it; other braces in it are left alone."
     given = templates.get(template, (template,template))
@@ -240,7 +240,7 @@ class Prompter:
         return out
 
 # %% ../nbs/03a_prompts.ipynb #cd85ba26
-def encode_all(prompter:Prompter, # makes the tokens
+def encode_all(prompter:Prompter, # which has the tokenizer and the template
                examples,       # dicts, or a dataset of them
                where:str,      # whose they are: 'client 3, train'
                on_bad='error', # 'error', or 'drop' an example that can't be used

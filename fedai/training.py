@@ -78,8 +78,8 @@ class TextTask:
     draws_when_read = False
     def __init__(self,
                  cfg:FedConfig, # the run's settings
-                 tokenizer,   # the model's
-                 prefix=None, # `Prefix` of the model, where its lower layers never change
+                 tokenizer,     # the model's
+                 prefix=None,   # `Prefix` of the model, where its lower layers never change
                 ):
         self.cfg,self.tokenizer,self.prefix = cfg,tokenizer,prefix
         self.prompter = Prompter(tokenizer, cfg.template, cfg.system_prompt, cfg.max_length)
@@ -230,7 +230,7 @@ class ModuleTask:
 
     def __init__(self,
                  cfg:FedConfig, # the run's settings
-                 criterion, # called with (outputs, targets); the mean over the batch, as torch's losses give
+                 criterion,     # called with (outputs, targets); the mean over the batch, as torch's losses give
                 ):
         if (how := getattr(criterion, 'reduction', None)) in ('sum','none'): raise ConfigError('criterion', "one with reduction='mean'", how)
         self.cfg,self.criterion = cfg,criterion

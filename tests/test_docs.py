@@ -75,6 +75,12 @@ def test_every_export_is_explained(module):
     names = import_module(f'fedai.{module}').__all__
     for s in names: assert re.search(rf'^{s}\b', section(page, s).split('```python\n')[1]), f'{s} has no signature'
 
+@pytest.mark.parametrize('name', ['algorithms.get_server','cli.main','cli.run_export','prompts.fill_template','prompts.encode_all','training.TextTask','training.ModuleTask','ship.export_adapter','report.write_report','comparison.compare','data.get_client_data','models.get_model','servers.BaseServer','utils.picture_text'])
+def test_all_parameters_are_explained(name):
+    module,name = name.split('.')
+    table = section(docs.api_page(module), name).split('</div>')[0]
+    assert '| parameter |' in table and not re.findall(r'^\| `.*\| *\|$', table, re.M)
+
 def test_what_is_not_explained_is_found():
     src = '__all__ = ["v", "f"]\nv = {} # a value\ndef f(a, # first\n      b=1, # second\n     ):\n    "What f does."\n'
     page = '## v { #v }\n\na value\n\n## f { #f }\n\n```python\nf(a, b=1)\n```\n\nWhat f does.\n\n| `a` | | | first |\n| `b` | | `1` | second |\n'
@@ -169,3 +175,11 @@ def test_the_site_is_whole_and_fetches_nothing(tmp_path):
     for p in site.rglob('*.css'): assert not re.search(r'(url\(|@import )["\']?(https?:)?//', p.read_text(encoding='utf-8')), p
     texts = (site/'library'/'secure.html').read_text(encoding='utf-8')
     assert texts.count('<math') == 2 and '$$' not in texts
+    from browser import Browser, find
+    if not find(): return
+    with Browser(480) as b:   # on a telephone all of a parameter can be read
+        for name in ('api/config','api/ship','index','tutorials/reading_the_scorecard'):
+            b.open(site/f'{name}.html')
+            assert b.js('document.documentElement.scrollWidth') <= 480 and not b.errors
+            assert b.js("[...document.querySelectorAll('.parameters td')].filter(e => e.getBoundingClientRect().right > 480).length") == 0
+            assert b.js("document.querySelectorAll('.parameters td').length > 20") == name.startswith('api/')

@@ -475,6 +475,18 @@ def test_it_fits_and_can_be_read(tab, tmp_path, width, scheme, K):
     assert not faint, faint[:5]
 
 @needs_browser
+@pytest.mark.parametrize('rounds', [1,4])
+def test_rounds_are_dots(tab, tmp_path, rounds):
+    "A value is a dot as well, so that a run of one round has something to see; and nothing in a picture is text by mistake."
+    runs = [write_run(tmp_path/n, rounds=rounds, seed=k) for k,n in enumerate('ab')]
+    tab.open(write_report(runs, tmp_path/'p.html'))
+    h = lines(runs[0]/'history.jsonl')
+    dots = tab.js("[...document.querySelectorAll('#run0-curves figure')].map(f => [f.querySelector('b').innerText, f.querySelectorAll('circle').length])")
+    assert dict(dots) == {'Training loss': rounds + sum(len(r['loss']) for r in h), 'Effective pull': 2*rounds, 'Clients in a round': 2*rounds, 'Tokens trained on': 0, 'Time': 0}
+    assert tab.js("document.querySelectorAll('#beside circle').length") == (2 if rounds == 1 else 0)
+    assert not tab.js("[...document.querySelectorAll('.plot svg')].some(e => [...e.childNodes].some(n => n.nodeType == 3) || e.textContent.includes('[object'))")
+
+@needs_browser
 def test_few_clients_with_long_names(tab, tmp_path):
     "Clients are counted in whole numbers; of a name that is too long for a list both ends are seen, and all of it by the pointer."
     long = 'A hospital for children and their parents, on the third floor, ward '

@@ -180,7 +180,7 @@ def table(ps, page):
         default = '' if default is inspect.Parameter.empty else value(default)
         return f'| {"*returns*" if k == "return" else code_cell(k)} | {code_cell(type_name(d["anno"]))} | {code_cell(default)} | {cell(markdown(d["docment"] or "", "README.md", page))} |'
     rows = [row(k, d) for k,d in ps.items() if k != 'return' or d['docment']]
-    return '\n'.join(['| parameter | type | default | meaning |', '|---|---|---|---|'] + rows) if rows else ''
+    return '\n'.join(['<div class="parameters" markdown>\n', '| parameter | type | default | meaning |', '|---|---|---|---|', *rows, '\n</div>']) if rows else ''
 
 def methods(o):
     "What a class itself says it can do: public functions, properties and class methods."
