@@ -31,6 +31,7 @@ class Callback:
     def after_mix(self, server, comm_round, M): pass
     def after_round(self, server, record): pass
     def after_fit(self, server): pass
+    def after_stop(self, server): pass
 
 # %% ../nbs/11_tracking.ipynb #15d8048e
 class Progress(Callback):
@@ -105,6 +106,7 @@ class Progress(Callback):
         self.line(f"round {record['round']+1}/{server.cfg.rounds}  {len(record['selected'])} clients  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s{left}")
 
     def after_fit(self, server): self.close()
+    def after_stop(self, server): self.close()
 
     def close(self):
         "Take the bar away, also where a run ended before its time."
@@ -259,6 +261,9 @@ class Trackers(Callback):
         for o in self.live:
             try: o.finish()
             except Exception as e: warnings.warn(f"tracker {o.name}: not finished ({type(e).__name__}: {e})")
+        self.live = []
+
+    after_stop = after_fit
 
 def trackers(cfg, # its `track`
             )->list: # callbacks
