@@ -402,3 +402,11 @@ def test_a_run_that_ends_before_its_time_gives_back_what_it_held(make_cfg, monke
     assert p.bar not in tqdm._instances and Mine.said == ['start','finish'] and s.store.round == 1
     stop.at = None
     assert len(s.fit()) == 3 and Mine.said == ['start','finish']*2
+
+def test_a_server_whose_run_has_gone_on_elsewhere_says_so(make_cfg):
+    cfg = make_cfg(keep_rounds=1)
+    old = run(cfg)
+    want = old.test()[0]['loss']
+    new = run(cfg.replace(rounds=4))
+    with pytest.raises(StoreError, match=r'not there \(since it was opened here at round 2, the run has gone on to round 4: make the server anew\)'): old.test()
+    assert new.test()[0]['loss'] != want
