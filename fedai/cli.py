@@ -117,12 +117,11 @@ def run(cfg:FedConfig, # the run's settings
         from fedai.tracking import Curves, Progress, trackers
         import_user_code(cfg.imports)   # which may have a tracker
         track = trackers(cfg)   # one that isn't installed is found before anything is loaded
-        data,progress = get_client_data(cfg),Progress()
-        server = get_server(cfg, data, callbacks=[progress, Curves(), *track, stop])
+        data = get_client_data(cfg)
+        server = get_server(cfg, data, callbacks=[Progress(), Curves(), *track, stop])
         print(data.describe())
         print(server)
-        try: server.fit()
-        finally: progress.close()
+        server.fit()
         _tell_test(server, cfg)
     return server
 

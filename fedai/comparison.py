@@ -271,6 +271,8 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
             **kwargs,           # for every server: criterion, tokenizer, ...
            )->Comparison:       # saved in `cfg.output_dir` as compare.csv, .json, .md and .png
     "Run several algorithms on the same data, start and budget, and compare them client by client."
+    if not callable(data): raise ConfigError('data', "a function of a cell's config, such as `lambda cfg: data`", type(data).__name__)
+    if model is not None and (hasattr(model, 'parameters') or not callable(model)): raise ConfigError('model', "a function of a cell's config, which makes a fresh model", type(model).__name__)
     import_user_code(cfg.imports)
     variants = _variants(algorithms)
     if not isinstance(seeds, (list,tuple,range)) or not len(seeds) or not all(isinstance(s, (int,np.integer)) and not isinstance(s, bool) and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds): raise ConfigError('seeds', 'a list of different whole numbers of at least 0', seeds)

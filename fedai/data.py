@@ -15,7 +15,7 @@ from .config import ConfigError, FedConfig, near
 from .partition import hold_out, holdout, natural, near_duplicates, make_partition, partition_table, plot_partition, split
 from .prompts import DataError, Encoded, Prompter, encode_all
 from .sources import Source
-from .tables import Examples, ExampleTable, question_keys
+from .tables import Examples, ExampleTable, question_keys, question_text
 from .utils import plural
 
 # %% ../nbs/04_data.ipynb #970a5290
@@ -45,7 +45,7 @@ class ClientData(list):
         def texts(split):
             tables = {id(d[split].table): d[split].table for d in self if isinstance(d[split], Examples)}
             if len(tables) == 1: return next(iter(tables.values())).texts(np.unique(np.concatenate([d[split].rows for d in self])))
-            return list(dict.fromkeys(f"{e['instruction']}\n{e.get('input') or ''}" for d in self for e in d[split]))
+            return list(dict.fromkeys(question_text(e) for d in self for e in d[split]))
         train,test = texts('train'),texts('test')
         out = near_duplicates(train, test, **kwargs)
         return {**{k: out[k] for k in ('test','exact','near','judged','share')}, 'pairs': [(test[i], train[j], s) for i,j,s in out['pairs']]}

@@ -482,10 +482,14 @@ class BaseServer:
             self.store.recover()
             self._remember(self.store.history(), anew=True)
             self.check()
-            self.call('before_fit')
-            for t in range(self.store.round, self.cfg.rounds):
-                if t >= len(self.selection): self.selection = self._selected()
-                self.one_round(t, self.selection[t])
+            try:
+                self.call('before_fit')
+                for t in range(self.store.round, self.cfg.rounds):
+                    if t >= len(self.selection): self.selection = self._selected()
+                    self.one_round(t, self.selection[t])
+            except BaseException:
+                self.call('after_stop')
+                raise
             self.call('after_fit')
         return History(self.history, self.alk_connection, self.tasks)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from safetensors import SafetensorError
 from .algorithms import import_user_code
-from .config import ConfigError, FedConfig, dump_config, load_config, near
+from .config import ConfigError, FedConfig, RunError, dump_config, load_config, near
 from .evaluation import headline
 from .lm import base_of, new_cache
 from .models import _quiet, convert_gguf, find_model, get_tokenizer
@@ -133,8 +134,9 @@ def _new_folder(to):
         yield tmp
         if to.is_dir(): to.rmdir()
         tmp.rename(to)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(tmp, ignore_errors=True)
+        if isinstance(e, SafetensorError) or isinstance(e, OSError) and e.filename is None: raise RunError(f'{to}: not written ({e})') from e   # such as on a full disk
         raise
 
 # %% ../nbs/16a_ship.ipynb #4336a3d1

@@ -366,7 +366,10 @@ class AdapterStore:
                 )->torch.Tensor: # (nbytes,) uint8, mapped
         "A client's row, the committed one or that of a round; raises `StoreError` where it isn't what was written."
         if round is None: id,round = self._where(id)
-        return read_row(self.path(id, round)/self.weights, self.layout, self.checksums.get(round, {}).get(int(id) if round else 0))[1]
+        try: return read_row(self.path(id, round)/self.weights, self.layout, self.checksums.get(round, {}).get(int(id) if round else 0))[1]
+        except StoreError as e:
+            if (now := AdapterStore(self.root).round) == self.round: raise
+            raise StoreError(f'{e} (since it was opened here at round {self.round}, the run has gone on to round {now}: make the server anew)') from None
 
     def load(self,
              id:int, # of a client

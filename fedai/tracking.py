@@ -63,6 +63,9 @@ class Callback:
     def after_fit(self, server):
         "All rounds are done."
 
+    def after_stop(self, server):
+        "The run ends before its time, with an error or Ctrl-C."
+
 # %% ../nbs/11_tracking.ipynb #15d8048e
 class Progress(Callback):
     "A progress bar, a line a round, and `timing.jsonl`."
@@ -139,6 +142,7 @@ class Progress(Callback):
         self.line(f"round {record['round']+1}/{server.cfg.rounds}  {plural(len(record['selected']), 'client')}  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s{left}")
 
     def after_fit(self, server): self.close()
+    def after_stop(self, server): self.close()
 
     def close(self):
         "Take the bar away, also where a run ended before its time."
@@ -293,6 +297,9 @@ class Trackers(Callback):
         for o in self.live:
             try: o.finish()
             except Exception as e: warnings.warn(f"tracker {o.name}: not finished ({type(e).__name__}: {e})")
+        self.live = []
+
+    after_stop = after_fit
 
 def trackers(cfg, # its `track`
             )->list: # callbacks

@@ -77,8 +77,9 @@ def atomic_file(path:str|Path): # yields a binary file; what is written to it be
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as e:
         tmp.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.filename is None: e.filename = str(path)   # a full disk names no file
         raise
     sync_dir(path.parent)
 

@@ -213,3 +213,13 @@ def test_from_the_readme_as_a_new_user(tmp_path):
     with open(tmp_path/'wards'/'ward0.jsonl', 'a') as f: f.write('{"instruction": "a", "output": ""}\n')
     r = fedai('run', '--data', 'wards', '--model', 'tiny', '--output_dir', 'runs/other')
     assert (r.returncode, r.stderr) == (2, 'fedai: wards/ward0.jsonl, line 21: `output` is empty\n') and not (tmp_path/'runs'/'other').exists()
+
+def test_turns_that_many_conversations_end_with_are_no_duplicates(tmp_path):
+    def turns(i): return [dict(role=r, content=c) for r,c in (('system','be short'),('user',f'tell me of number {i} and its uses in daily life'),('assistant',f'number {i*i} is what it makes when squared'),('user','and now please tell me some more'),('assistant',f'it is {i}'))]
+    (tmp_path/'c.jsonl').write_text('\n'.join(json.dumps(dict(client=f'c{i%2}', messages=turns(i))) for i in range(20)))
+    data = get_client_data(FedConfig(model='tiny', data=str(tmp_path/'c.jsonl'), data_args={'turns': 'last'}))
+    assert {e['instruction'] for d in data for s in d for e in d[s]} == {'and now please tell me some more'}
+    as_lists = ClientData([{s: list(d[s]) for s in d} for d in data])
+    for d in (data, as_lists): assert d.near_duplicates()['exact'] == 0
+    twice = ClientData([{'train': as_lists[0]['train'], 'test': as_lists[0]['train'][:1]}])
+    assert twice.near_duplicates()['exact'] == 1

@@ -151,3 +151,20 @@ def test_client_ids_are_numbers_and_nothing_else(tmp_path):
     for id in ('../../x', '1/../../x', None):
         with pytest.raises((ValueError,TypeError)): store.save_trained(1, id, {'w': torch.zeros(2)})
     assert sorted(o.name for o in tmp_path.iterdir()) == ['run']
+
+def test_what_did_not_fit_on_the_disk_is_named(tmp_path, make_cfg):
+    cfg = make_cfg(rounds=1)
+    Server_mira(cfg, client_data(4), callbacks=[]).fit()
+    run = f'''
+import resource, signal
+from fedai.ship import export_adapter
+from fedai.utils import write_text
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+for f in (lambda: write_text({str(tmp_path/'long.txt')!r}, 'x'*50000), lambda: export_adapter({cfg.output_dir!r}, 0, {str(tmp_path/'out')!r}, merge=True)):
+    try: f()
+    except Exception as e: print(type(e).__name__, e)
+'''
+    out = subprocess.run([sys.executable, '-c', run], capture_output=True, text=True)
+    assert out.stdout.splitlines() == [f"OSError [Errno 27] File too large: '{tmp_path/'long.txt'}'", f"RunError {tmp_path/'out'}: not written (Error while serializing: I/O error: File too large (os error 27))"], out
+    assert not list(tmp_path.rglob('*.tmp')) and not (tmp_path/'out').exists()

@@ -1,5 +1,5 @@
 "Whole runs of the tiny model: what must be true of every round."
-import io, itertools, json
+import io, itertools, json, sys
 import numpy as np, pytest, torch
 from pathlib import Path
 from peft import PeftModel
@@ -380,3 +380,33 @@ def test_nothing_of_a_model_stays_when_its_server_is_gone(make_cfg):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         assert not [o.shape for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.numel() and o.untyped_storage().data_ptr() in mine]
+
+def test_a_run_that_ends_before_its_time_gives_back_what_it_held(make_cfg, monkeypatch):
+    "In a notebook the next run's bar stood a line too low, and MLflow refused a second run beside the open one."
+    from fedai.tracking import Trackers, tqdm
+    from accelerate.tracking import GeneralTracker
+    monkeypatch.setitem(sys.modules, 'ipykernel', sys)   # there the bar is shown
+    class Mine(GeneralTracker):
+        name,requires_logging_directory,tracker,said = 'mine',False,None,[]
+        def start(self): self.said.append('start')
+        def store_init_configuration(self, values): pass
+        def log(self, values, step=None): pass
+        def finish(self): self.said.append('finish')
+    class Stop(Callback):
+        at = 1
+        def after_client(self, server, comm_round, id, metrics):
+            if comm_round == self.at: raise KeyboardInterrupt
+    p,stop = Progress(io.StringIO()),Stop()
+    s = Server_mira(make_cfg(rounds=3), client_data(4), callbacks=[p, Trackers([Mine()]), stop])
+    with pytest.raises(KeyboardInterrupt): s.fit()
+    assert p.bar not in tqdm._instances and Mine.said == ['start','finish'] and s.store.round == 1
+    stop.at = None
+    assert len(s.fit()) == 3 and Mine.said == ['start','finish']*2
+
+def test_a_server_whose_run_has_gone_on_elsewhere_says_so(make_cfg):
+    cfg = make_cfg(keep_rounds=1)
+    old = run(cfg)
+    want = old.test()[0]['loss']
+    new = run(cfg.replace(rounds=4))
+    with pytest.raises(StoreError, match=r'not there \(since it was opened here at round 2, the run has gone on to round 4: make the server anew\)'): old.test()
+    assert new.test()[0]['loss'] != want
