@@ -72,20 +72,26 @@ def _stoppable(kept): # called for what to say
             e.code = 128 + (stop.signal or signal.SIGINT)
             raise e from None
 
+def _columns(): return shutil.get_terminal_size().columns if sys.stdout.isatty() else 112   # that a table may have
+
 def _tell_test(server, cfg):
     "Test all clients, and print what came out."
     from fedai.evaluation import gain_table, newcomer_table, samples, score_table
-    print('testing each client with its own adapter, the base model and the mean of all adapters ...', flush=True)
+    from fedai.utils import folded
+    def say(line): print(folded(line, _columns(), 2), flush=True)
+    say('testing each client with its own adapter, the base model and the mean of all adapters ...')
     server.test(baselines=True, versus=cfg.versus)
-    if cfg.samples and (Path(cfg.output_dir)/'generations.jsonl').exists(): print('\n' + samples(cfg.output_dir, examples=cfg.samples, names=server.scorecard.get('names')))
-    print('\n' + score_table(server.scorecard) + '\n\n' + gain_table(server.scorecard))
+    if cfg.samples and (Path(cfg.output_dir)/'generations.jsonl').exists(): print('\n' + samples(cfg.output_dir, examples=cfg.samples, width=max(40, min(100, _columns() - 10)), names=server.scorecard.get('names')))
+    print('\n' + score_table(server.scorecard, width=_columns()) + '\n\n' + gain_table(server.scorecard, _columns()))
     if getattr(server.lst_data_dict, 'newcomers', None):
-        print('\ntesting newcomers from each start, and after a round of training of their own ...', flush=True)
+        print()
+        say('testing newcomers from each start, and after a round of training of their own ...')
         print('\n' + newcomer_table(server.test_newcomers()))
     if cfg.cross and cfg.cross not in (there := list(server.scorecard['mean'])): raise ConfigError('cross', 'one of ' + ', '.join(there) + ', which all clients have here', cfg.cross)
     if cfg.cross: server.cross_evaluation(metric=cfg.cross)
     there = [o for o in ('scorecard.json','generations.jsonl','history.jsonl','curves.png',*(['cross_evaluation.json','cross_evaluation.png'] if cfg.cross else [])) if (Path(cfg.output_dir)/o).exists()]
-    print(f"\nwrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
+    print()
+    say(f"wrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
 
 # %% ../nbs/17_cli.ipynb #c0da178c
 def _aside(as_json):
@@ -170,7 +176,7 @@ def run_compare(cfg:FedConfig,   # what all have in common
     with _stoppable(lambda: f'stopped: what was finished is kept in {cfg.output_dir}' + (f'\ngo on with: {command}' if command else '')) as stop:
         from fedai.comparison import compare
         result = compare(cfg, **section, callbacks=[stop])
-    print(f'\n{result.table()}\n\nwrote compare.csv, compare.json, compare.md, compare.png in {cfg.output_dir}')
+    print(f'\n{result.text(_columns())}\n\nwrote compare.csv, compare.json, compare.md, compare.png in {cfg.output_dir}')
     return result
 
 def _compare_args(args, section):
@@ -221,7 +227,7 @@ def run_plan(cfg:FedConfig, # the run's settings
     from fedai.plan import make_plan, plan_table
     with _aside(as_json): p = make_plan(cfg, **kwargs)
     if as_json: _print_json(p)
-    else: print(plan_table(p))
+    else: print(plan_table(p, _columns()))
     return p
 
 # %% ../nbs/17_cli.ipynb #12876616
@@ -260,12 +266,12 @@ def show_algorithms(as_json=False, # for programs
                    )->int:         # the exit code
     "Print what `name` may be in a config: what `fedai algorithms` does."
     from fedai.algorithms import import_user_code, list_algorithms
+    from fedai.utils import folded
     with _aside(as_json): import_user_code(imports)
     found = list_algorithms()
     if as_json: _print_json(found)
     for o in [] if as_json else found:
-        print(f"{o['name']:12}{o['about']}\n{'':12}{o['paper']}")
-        for k,(default,text) in o['settings'].items(): print(f"{'':12}{k} [{default}]: {text}")
+        for key,text in ((o['name'],o['about']), ('',o['paper']), *(('',f'{k} [{default}]: {text}') for k,(default,text) in o['settings'].items())): print(folded(f'{key:12}{text}', _columns(), 12))
     return 0
 
 # %% ../nbs/17_cli.ipynb #0adc30fb
@@ -315,13 +321,13 @@ def run_graph(where:str,     # a run's folder, or a config file
 
 def _graph_text(f, title):
     "A graph's facts as lines."
-    from fedai.utils import plural
+    from fedai.utils import folded, plural
     def span(a, b): return f'{a:.3g}' if a == b else f'{a:.3g} to {b:.3g}'
     lines = [('graph', title), ('clients', f"{f['clients']:,}, {plural(f['edges'], 'edge')}, in {plural(f['components'], 'part')}"), ('neighbours', f"{span(f['least_neighbours'], f['most_neighbours'])} each")]
     if f['edges']: lines.append(('weights', f"{span(f['least_weight'], f['most_weight'])}; degrees {f['mean_degree']:.3g} on average, {f['max_degree']:.3g} at most" + (f"; {f['same_task']:.0%} of the weight is between clients of one task" if 'same_task' in f else '')))
     lines.append(('spectrum', f"largest eigenvalue of the Laplacian {f['lambda_max']:.3g}" + (f", spectral gap {f['spectral_gap']:.3g}" if f['components'] == 1 else '')))
     lines.append(('first step', f"ηλ {f['step']:.3g}: a client takes {f['pull_mean']:.1%} of itself from its neighbours on average, {f['pull_max']:.1%} at most" + ('' if f['stable'] else '; NOT STABLE')))
-    return '\n'.join(f'{k:12}{v}' for k,v in lines)
+    return '\n'.join(folded(f'{k:12}{v}', _columns(), 12) for k,v in lines)
 
 # %% ../nbs/17_cli.ipynb #8db2bfe3
 _first = dict(output_dir='runs/mine', seed=0, name='mira', rounds=3, graph='tasks', coupling=.3, lr=2e-3, local_step=6, batch_size=4, model='smollm2', r=8, data='reasoning-gym',

@@ -19,7 +19,7 @@ from .servers import algorithm_classes
 from .tables import Examples
 from .tracking import trackers
 from .training import NonFiniteLoss
-from .utils import duration, rng, write_json, write_text
+from .utils import aligned, duration, fitting, rng, write_json, write_text
 
 # %% ../nbs/13a_comparison.ipynb #1df60ac5
 def _variants(algorithms):
@@ -138,8 +138,8 @@ class Comparison:
             out.append(row)
         return out
 
-    def table(self)->str: # lines of Markdown
-        "The summary as a table."
+    def _cells(self):
+        "The table: a heading, and a row for each value and algorithm."
         head = [*([self.sweep] if self.sweep else []), 'algorithm', f'{self.metric.replace("_", " ")}, mean', 'worst decile', *(o for r in self.references for o in (f'gain over {r} [95 %]', f'better / worse than {r}')), *(['tuned'] if any(self.tuned.values()) else [])]
         lines = []
         for r in self.summary():
@@ -149,9 +149,24 @@ class Comparison:
                 else: cells += [f"{g['mean']:+.3f} [{g['low']:+.3f}, {g['high']:+.3f}]", f"{g['better']['mean']:.0%} [{g['better']['low']:.0%}, {g['better']['high']:.0%}] / {g['worse']['mean']:.0%}"]
             if any(self.tuned.values()): cells.append(', '.join(f'{k} {x:g}' if isinstance(x, (int,float)) else f'{k} {x}' for k,x in r['tuned'].items()))
             lines.append(cells)
+        return head,lines
+
+    def table(self)->str: # lines of Markdown
+        "The summary as a table."
+        head,lines = self._cells()
         width = [max(len(r[j]) for r in [head, *lines]) for j in range(len(head))]
         def line(r): return '| ' + ' | '.join(o.ljust(w) for o,w in zip(r, width)) + ' |'
         return '\n'.join([line(head), '|' + '|'.join('-'*(w+2) for w in width) + '|', *map(line, lines)])
+
+    def text(self,
+             width=112, # characters in a line: references that don't fit beside the means stand below
+            )->str:     # lines
+        "The summary as a terminal shows it."
+        head,lines = self._cells()
+        n = 1 + bool(self.sweep)
+        def some(cols): return aligned([[r[j] for j in cols] for r in (head, *lines)], n, (1,))
+        apart = [[*range(n), *range(j, min(j+2, len(head)))] for j in range(n, len(head), 2)]
+        return fitting([some(range(len(head))), '\n\n'.join(map(some, apart))], width)
 
     def plot(self, figure=None): # a matplotlib figure
         "The metric for each algorithm (a dot a seed), and the gain over the first reference with its interval; over the swept field where there is one."

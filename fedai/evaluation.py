@@ -16,7 +16,7 @@ from .config import ConfigError, RunError
 from .data import commonest_answer
 from .metrics import gains, lower_is_better, summarise
 from .store import mean_rows
-from .utils import aligned, picture_text, spread, write_json, write_text
+from .utils import aligned, fitting, folded, picture_text, spread, write_json, write_text
 
 # %% ../nbs/11a_evaluation.ipynb #29c4a3ac
 def _bar(pairs, total, what): return tqdm(pairs, total=total, desc=what, unit='client', leave=False, disable=None)
@@ -123,6 +123,7 @@ def _check_card(card):
 
 def score_table(card:dict, # a scorecard: `BaseServer.scorecard` once `test` has run, or what `scorecard.json` has
                 most=30,   # clients that are shown
+                width=112, # characters in a line: where all don't fit beside each other, the score stands below the loss
                )->str:     # lines of text
     "Per client and over clients: what it must beat, and its own adapter."
     _check_card(card)
@@ -141,9 +142,12 @@ def score_table(card:dict, # a scorecard: `BaseServer.scorecard` once `test` has
         return [card.get('names', {}).get(i, i), c.get('task', ''), *cells(lambda p,k: parts[p]['clients'].get(i, {}).get(k))]
     rows = [client(i) for i in ids]
     rows += [[o,'',*cells(lambda p,k: parts[p][f].get(k))] for o,f in (('mean','mean'),('median','median'),('worst tenth','worst_decile'),('best','best'))]
-    return aligned([head, *rows], 2, (1, len(rows) - 3)) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
+    def some(cols): return aligned([[r[j] for j in cols] for r in (head, *rows)], 1 + (1 in cols), (1, len(rows) - 3))
+    apart = [[0, *([1] if k == 'loss' else []), *(j+2 for j,o in enumerate(keys) if o[0] == k)] for k in metrics if any(o[0] == k for o in keys)]
+    return fitting([some(range(len(head))), '\n\n'.join(map(some, apart))], width) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
 
 def gain_table(card:dict, # a scorecard
+               width=112, # characters in a line: baselines that don't fit beside the others stand below
               )->str:     # lines of text
     "Per metric: the mean over clients with its interval, and the gain over each baseline, with its interval and the share of clients that are better off. What nobody has anything of is named below."
     _check_card(card)
@@ -158,8 +162,8 @@ def gain_table(card:dict, # a scorecard
         rows.append([k.replace('_', ' '), f'{v:.{d}f}', '[{:.{d}f}, {:.{d}f}]'.format(*card['interval'][k], d=d)])
         for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.{d}f} [{g[k]['low']:+.{d}f}, {g[k]['high']:+.{d}f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
     note = '[95 % intervals]' + (', and the share of clients that are better off' if over else '')
-    tables = [aligned([r[:6] for r in rows], 1, (1,)), *([aligned([[r[0], *r[6:]] for r in rows], 1, (1,))] if len(over) > 3 else [])]   # more don't fit beside each other
-    return '\n\n'.join(tables) + f'\n{note}' + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
+    def split(n): return '\n\n'.join(aligned([[*r[:1 if j else 3], *r[3+j:3+j+n]] for r in rows], 1, (1,)) for j in range(0, len(over) or 1, n))
+    return fitting(map(split, range(len(over) or 1, 0, -1)), width) + f'\n{note}' + ('\n' + folded(f"0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}", width, 2) if empty else '')
 
 # %% ../nbs/11a_evaluation.ipynb #0bf0dbd7
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it

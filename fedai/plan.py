@@ -19,7 +19,7 @@ from .lm import count_saved
 from .servers import BaseServer, algorithm_classes
 from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
-from .utils import LazyList, can_write, duration, existing, plural, rng, spread
+from .utils import LazyList, can_write, duration, existing, folded, plural, rng, spread
 
 # %% ../nbs/13b_plan.ipynb #13bee64f
 def _process(key): # bytes; `None` where there is no /proc
@@ -475,6 +475,7 @@ def _said(settings): return ', '.join(f'{k}: {str(v).lower() if isinstance(v, bo
 
 # %% ../nbs/13b_plan.ipynb #ec4ef32b
 def plan_table(p:dict, # as `make_plan` gives it
+               width=None, # characters in a line; None: as many as there are
               )->str:  # lines of text
     "A plan for people."
     c,d,m,t,ps,there = p['client'],p['disk'],p['memory'],p.get('time'),p['parameters'],p['there']
@@ -487,7 +488,7 @@ def plan_table(p:dict, # as `make_plan` gives it
             ('disk', f"{_size(d['end'])} at the end ({parts(d['parts'], _size)}), {_size(d['peak'])} at most, in {d['files']:,} files and folders; {_size(there['disk'])} free"),
             ('memory', f"{_size(m['peak'])} at most" + (' on the GPU' if m['of'] == 'GPU' else '') + f" ({parts(m['parts'], _size, names)}); {_size(there['memory'])} there"),
             ('time', 'not measured' if not t else f"{duration(t['total'])} ({parts({k: v for k,v in t.items() if k != 'total'}, duration)})" + (f"; {duration(there['time'])} allowed" if there['time'] else ''))]
-    lines = [f'{k:12}{v}' for k,v in rows]
+    lines = []
     if g := p.get('measured'): lines += ['', f"measured on {plural(g['clients'], 'client')} in {duration(g['seconds'])}: {plural(g['steps'], 'step')}, {plural(g['tokens'], 'token')}, {plural(g['questions'], 'question')} answered"]
     lines.append('')
     say = dict(memory=_size, disk=_size, files=lambda n: f'{n:,} files', time=duration)
@@ -497,4 +498,4 @@ def plan_table(p:dict, # as `make_plan` gives it
     if not p['problems']: lines.append('all fits')
     elif p['fix']: lines.append('all fits with ' + _said(p['fix']))
     else: lines.append('no settings were found with which all fits')
-    return '\n'.join(lines)
+    return '\n'.join([*(folded(f'{k:12}{v}', width, 12) for k,v in rows), *(folded(o, width, 2) for o in lines)])

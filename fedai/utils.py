@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['key_seed', 'rng', 'keyed_torch', 'sync_dir', 'atomic_file', 'write_text', 'write_json', 'cache_dir', 'only_one',
-           'spread', 'plural', 'duration', 'existing', 'aligned', 'can_write', 'short', 'picture_text', 'LazyList']
+           'spread', 'plural', 'duration', 'existing', 'aligned', 'fitting', 'folded', 'can_write', 'short',
+           'picture_text', 'LazyList']
 
 # %% ../nbs/01_utils.ipynb #40b07274
-import hashlib, json, os, uuid
+import hashlib, json, os, textwrap, uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -150,6 +151,21 @@ def aligned(rows,     # lists of texts, as long as each other
     out = ['  '.join(o.ljust(w) if j < left else o.rjust(w) for j,(o,w) in enumerate(zip(r, width))).rstrip() for r in rows]
     for j in sorted(rules, reverse=True): out.insert(j, '-'*(sum(width) + 2*len(width) - 2))
     return '\n'.join(out)
+
+def fitting(texts, # that say the same, the widest first
+            width, # characters in a line
+           )->str:
+    "The first text whose lines are no longer than that; the last where none is."
+    for t in texts:
+        if max(map(len, t.split('\n'))) <= width: break
+    return t
+
+def folded(line:str,   # of words
+           width=None, # characters in a line; None: as many as there are
+           indent=0,   # spaces before what follows
+          )->str:
+    "A line, broken between words where it is too long."
+    return textwrap.fill(line, width, subsequent_indent=' '*indent, break_long_words=False, break_on_hyphens=False) if width and len(line) > width else line
 
 def can_write(path:str|Path, # of a folder, which needn't be there
              )->bool:

@@ -155,3 +155,12 @@ def test_bad_settings_are_found_before_anything_runs(make_cfg, args, message):
     cfg = make_cfg()
     with pytest.raises(ConfigError, match=message): compare(cfg, **{'algorithms': ['local','mira'], 'seeds': [0], 'data': lambda c: client_data(4), 'out': io.StringIO(), **args})
     assert len(list(Path(cfg.output_dir).rglob('cell.json'))) == ('metric' in args)   # which metrics there are is known after the first cell
+
+def test_a_comparison_in_a_terminal():
+    rows = [dict(value=None, algorithm=a, seed=s, client=i, task='', loss=float(k + i + s)) for k,a in enumerate(('local','fedavg','mira')) for s in (0,1) for i in range(3)]
+    result = Comparison(rows)
+    wide,narrow,cells = result.text(300),result.text(70),[[c.strip() for c in line.strip('| ').split(' | ')] for line in result.table().splitlines()]
+    assert len(wide.splitlines()) == 5 and max(map(len, narrow.splitlines())) <= 70
+    assert narrow.count('\n\n') == 2   # the means, and each reference
+    for row in cells[2:]:
+        for c in filter(None, row[1:]): assert c.strip('|') in wide and c.strip('|') in narrow

@@ -369,3 +369,16 @@ def test_a_gain_table_fits_a_terminal():
     assert max(map(len, four.splitlines())) <= 112 and four.count('+0.71 [+0.60, +0.82]  88%') == 4 and four.count('[0.80, 0.95]') == 1
     table,more = four.split('\n\n')
     assert table == three.removesuffix(three.splitlines()[-1]).rstrip() and 'over versus' in more.splitlines()[0] and more.splitlines()[2].startswith('exact match')
+    for width in (160,80,50):
+        got = gain_table(card(['base','commonest','average','versus']), width)
+        assert got.count('+0.71 [+0.60, +0.82]  88%') == 4 and (width < 60 or max(map(len, got.splitlines())) <= width) and ('\n\n' in got) == (width < 160)
+
+def test_a_score_table_fits_a_narrow_terminal(make_cfg, tmp_path):
+    "The score stands below the loss; each number is there once, under its own heading."
+    def part(x): return dict(mean=dict(loss=x, score=x/10), median=dict(loss=x, score=x/10), worst_decile=dict(loss=x, score=x/10), best=dict(loss=x, score=x/10), clients={i: dict(task='a task with a name', loss=x + int(i)/100, score=x/10 + int(i)/100) for i in '012'})
+    card = {**part(1.), 'base': part(2.), 'commonest': part(3.), 'average': part(4.), 'names': {i: f'a ward with a name {i}' for i in '012'}}
+    wide,narrow = score_table(card, width=200),score_table(card, width=90)
+    assert max(map(len, narrow.splitlines())) <= 90 < max(map(len, wide.splitlines()))
+    loss,score = narrow.split('\n\n')
+    assert 'loss base' in loss and 'score' not in loss and 'score base' in score and 'task' not in score
+    for k in range(2,5): assert wide.splitlines()[k].split() == loss.splitlines()[k].split() + score.splitlines()[k].split()[6:]
