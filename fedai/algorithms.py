@@ -309,7 +309,7 @@ def import_user_code(paths): # Python files, or names of modules
             except ModuleNotFoundError as e: raise ConfigError('imports', 'Python files or modules', f'{p} ({e})') from e
             continue
         path = Path(p)
-        if not path.is_file(): raise ConfigError('imports', 'existing Python files', str(p))
+        if not path.is_file(): raise ConfigError('imports', 'existing Python files' + ('' if path.is_absolute() else f' (seen from {Path.cwd()})'), str(p))
         name = f'fedai_user_{path.stem}'
         if name in sys.modules and Path(sys.modules[name].__file__).resolve() == path.resolve(): continue
         spec = importlib.util.spec_from_file_location(name, path)
@@ -330,11 +330,11 @@ def get_class(name:str): # a server class
 
 def get_server(cfg:FedConfig,  # its `name`, `algorithm_args` and `imports`
                lst_data_dict,  # {'train': ..., 'test': ...} a client
-               model=None,     # as the server takes them all
-               holdout_ds=None,
-               client_class=None,
-               callbacks=None,
-               **kwargs,
+               model=None,     # None: the one that the config names
+               holdout_ds=None, # the server's own examples
+               client_class=None, # None: the algorithm's own
+               callbacks=None, # None: progress, and where the config says `track`, that
+               **kwargs,       # attributes of the server: tokenizer, criterion, graph, ...
               ):               # the algorithm's server
     "The server of the algorithm that the config names."
     if not isinstance(cfg, FedConfig): raise ConfigError('cfg', 'a FedConfig', cfg)

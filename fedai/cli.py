@@ -53,11 +53,13 @@ def _overrides(args):
 def _kept(folder, rounds):
     "What there is of a run that was stopped, and how to go on."
     from fedai.store import AdapterStore
+    from fedai.utils import plural
     if not (Path(folder)/'state.json').is_file(): return f'stopped before anything was kept in {folder}'
     s = AdapterStore(folder)
     done = f"round {s.round} of {rounds} is kept" if s.round else f'none of {rounds} rounds is done yet'
     n = len(list(s.folder(s.round+1).glob('.trained_*.json')))
-    return f"stopped: {done}{f', and {n} states that were trained in round {s.round+1}' if n else ''}\ngo on with: fedai resume {shlex.quote(str(folder))}"
+    if n: done += f", and of round {s.round+1} {plural(n, 'trained state')}"
+    return f"stopped: {done}\ngo on with: fedai resume {shlex.quote(str(folder))}"
 
 @contextmanager
 def _stoppable(kept): # called for what to say
@@ -166,11 +168,8 @@ def run_compare(cfg:FedConfig,   # what all have in common
     for k in section:
         if k not in _compare_keys: raise ConfigError(f'compare: {k}', 'one of ' + ', '.join(_compare_keys) + near(k, _compare_keys), section[k])
     with _stoppable(lambda: f'stopped: what was finished is kept in {cfg.output_dir}' + (f'\ngo on with: {command}' if command else '')) as stop:
-        from fedai.algorithms import import_user_code
         from fedai.comparison import compare
-        from fedai.tracking import trackers
-        import_user_code(cfg.imports)   # which may have a tracker
-        result = compare(cfg, **section, callbacks=[*trackers(cfg), stop])
+        result = compare(cfg, **section, callbacks=[stop])
     print(f'\n{result.table()}\n\nwrote compare.csv, compare.json, compare.md, compare.png in {cfg.output_dir}')
     return result
 
@@ -180,12 +179,11 @@ def _compare_args(args, section):
     if args.algorithms is not None:
         named = section['algorithms'] = [o.strip() for o in args.algorithms.split(',')]
         if isinstance(tune := section.get('tune'), dict): section['tune'] = {k: v for k,v in tune.items() if k == '*' or k in named or not isinstance(v, dict)}   # the file may tune others than were asked for
-    if args.seeds is not None:
-        section['seeds'] = _value('seeds', args.seeds, True)
-        if section['seeds'] is None: raise ConfigError('seeds', 'numbers separated by commas', args.seeds)
-    for k in ('tune','sweep'):
-        if getattr(args, k): section[k] = _value(k, getattr(args, k))
-    if args.metric: section['metric'] = args.metric
+    for k,wanted in (('seeds','numbers separated by commas'),('tune','{label or *: {field: values}}'),('sweep','{field: values}')):
+        if (text := getattr(args, k)) is None: continue
+        section[k] = _value(k, text, k == 'seeds')
+        if section[k] is None: raise ConfigError(k, wanted, text)
+    if args.metric is not None: section['metric'] = args.metric
     return section
 
 # %% ../nbs/17_cli.ipynb #845eefa9
@@ -232,13 +230,14 @@ def check(path:str,      # a run's folder
          )->list:        # a line for each thing that is wrong
     "Say whether a run's files are whole: what `fedai check` does."
     from fedai.store import AdapterStore
+    from fedai.utils import plural
     root = Path(path)
     if not (root/'state.json').is_file(): raise ConfigError('run', 'the folder of a run (with a state.json)', path)
     store = AdapterStore(root, weights=next((o.name for o in (root/'0').glob('*.safetensors')), 'adapter_model.safetensors'))
     bad = store.check()
     facts = dict(run=str(path), round=store.round, clients=len(store.latest), states=sum(map(len, store.checksums.values())), damaged=bad)
     if as_json: _print_json(facts)
-    else: print('\n'.join(bad) or "{run}: round {round}, {clients} clients, {states} states: all whole".format(**facts))
+    else: print('\n'.join(bad) or f"{path}: round {store.round}, {plural(facts['clients'], 'client')}, {plural(facts['states'], 'state')}: all whole")
     return bad
 
 # %% ../nbs/17_cli.ipynb #c8ae309d
@@ -316,8 +315,9 @@ def run_graph(where:str,     # a run's folder, or a config file
 
 def _graph_text(f, title):
     "A graph's facts as lines."
+    from fedai.utils import plural
     def span(a, b): return f'{a:.3g}' if a == b else f'{a:.3g} to {b:.3g}'
-    lines = [('graph', title), ('clients', f"{f['clients']}, {f['edges']} edges, in {f['components']} part{'s' * (f['components'] != 1)}"), ('neighbours', f"{span(f['least_neighbours'], f['most_neighbours'])} each")]
+    lines = [('graph', title), ('clients', f"{f['clients']:,}, {plural(f['edges'], 'edge')}, in {plural(f['components'], 'part')}"), ('neighbours', f"{span(f['least_neighbours'], f['most_neighbours'])} each")]
     if f['edges']: lines.append(('weights', f"{span(f['least_weight'], f['most_weight'])}; degrees {f['mean_degree']:.3g} on average, {f['max_degree']:.3g} at most" + (f"; {f['same_task']:.0%} of the weight is between clients of one task" if 'same_task' in f else '')))
     lines.append(('spectrum', f"largest eigenvalue of the Laplacian {f['lambda_max']:.3g}" + (f", spectral gap {f['spectral_gap']:.3g}" if f['components'] == 1 else '')))
     lines.append(('first step', f"ηλ {f['step']:.3g}: a client takes {f['pull_mean']:.1%} of itself from its neighbours on average, {f['pull_max']:.1%} at most" + ('' if f['stable'] else '; NOT STABLE')))
@@ -370,7 +370,7 @@ def _completions(parser):
                 o = a.option_strings[-1]
                 words[o] = a.help
                 if a.nargs != 0: takes[o] = getattr(a, 'values', None) or a.choices
-        yield path,{k: re.sub(r"['\"`\\:%\[\]$]", '', textwrap.shorten(v or '', 70, placeholder=' ...')) for k,v in words.items()},takes
+        yield path,{k: textwrap.shorten((v or '').replace('%%', '%').replace("'", '’').replace('\\', ''), 70, placeholder=' ...') for k,v in words.items()},takes   # what can stand in quotes of any shell
 
 _bash = r"""# fedai's completion for bash; in ~/.bashrc:  eval "$(fedai completion bash)"
 _fedai() {
@@ -533,7 +533,6 @@ def run_export(args)->int: # of the command line; returns the exit code
     from fedai.ship import export_adapter, export_all
     if args.all == (args.client is not None): raise ConfigError('client', 'a number or name, or --all, one of the two', args.client)
     if not args.all:
-        if args.public and not args.push: raise ConfigError('push', 'a repository, user/name, beside --public', None)
         to = export_adapter(args.run, args.client, args.to, args.merge, args.push, args.public)
         print(f'wrote {to}: README.md says how to load it' + (f', and sent it to https://huggingface.co/{args.push}' if args.push else ''))
         return 0

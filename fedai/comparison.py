@@ -220,10 +220,18 @@ def _fingerprint(data):
     def one(e): return [e.get('instruction'), e.get('input') or '', e.get('output')] if isinstance(e, dict) else None
     return xxh3_64(json.dumps([[one(e) for e in d[s]] for d in data for s in ('train','test')]).encode()).hexdigest()
 
+def _check_same(cfgs):
+    "A cell that is finished must have been of one of these settings, which share its folder."
+    root = Path(cfgs[0].output_dir)
+    if not (root/'cell.json').exists(): return
+    was = load_config(root/'config.yaml')
+    diffs = [was.diff(c if c.num_clients else c.replace(num_clients=was.num_clients)) for c in cfgs]   # as many as the data has, which is compared itself
+    for k,(old,new) in min(diffs, key=len).items(): raise ConfigError(k, f'{old!r}, as in {root} (or another `output_dir`)', new)
+
 def _run(cfg, data, model, scores, kwargs):
     "Train and test: client -> metrics."
     try:
-        s = get_server(cfg, data, model and model(cfg), **{'callbacks': trackers(cfg), **kwargs})
+        s = get_server(cfg, data, model and model(cfg), **{**kwargs, 'callbacks': [*trackers(cfg), *kwargs['callbacks']]})
         s.fit()
         clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.test_own(s.client_list, False)}
     except NonFiniteLoss as e:
@@ -239,7 +247,7 @@ def _cell(cfg, data, model, scores, kwargs):
     old = json.loads(done.read_text()) if done.exists() else None
     if old and old['key']['data'] != key['data']: raise ConfigError('data', f'the data of the run in {root} (or another `output_dir`)', 'other data')
     if old and old['key'] == key:
-        for k,(was,new) in load_config(root/'config.yaml').diff(cfg).items(): raise ConfigError(k, f'{was!r}, as in {root} (or another `output_dir`)', new)
+        _check_same([cfg])
         return old['clients']
     gc.freeze()   # only among what comes after this is looked for what the run leaves, which in small runs takes longer than training
     try: clients = _run(cfg, data, model, scores, kwargs)
@@ -259,27 +267,31 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
             data=get_client_data, # called with a cell's config: {'train': ..., 'test': ...} a client
             model=None,         # called with a cell's config: a fresh model; None: the one that the config names
             out=None,           # file for a line a cell; standard output when not given
-            **kwargs,           # for every server: criterion, tokenizer, callbacks, ...
+            callbacks=(),       # of every server, besides those of `track`
+            **kwargs,           # for every server: criterion, tokenizer, ...
            )->Comparison:       # saved in `cfg.output_dir` as compare.csv, .json, .md and .png
     "Run several algorithms on the same data, start and budget, and compare them client by client."
     if not callable(data): raise ConfigError('data', "a function of a cell's config, such as `lambda cfg: data`", type(data).__name__)
     if model is not None and (hasattr(model, 'parameters') or not callable(model)): raise ConfigError('model', "a function of a cell's config, which makes a fresh model", type(model).__name__)
     import_user_code(cfg.imports)
     variants = _variants(algorithms)
-    if not isinstance(seeds, (list,tuple,range)) or not len(seeds) or len(set(seeds)) < len(seeds): raise ConfigError('seeds', 'a list of different numbers', seeds)
+    if not isinstance(seeds, (list,tuple,range)) or not len(seeds) or not all(isinstance(s, (int,np.integer)) and not isinstance(s, bool) and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds): raise ConfigError('seeds', 'a list of different whole numbers of at least 0', seeds)
     if sweep and (not isinstance(sweep, dict) or len(sweep) != 1): raise ConfigError('sweep', 'one field with a list of values', sweep)
     field,values = next(iter(sweep.items())) if sweep else (None,[None])
     if not isinstance(values, (list,tuple)) or not values or len(set(map(str, values))) < len(values): raise ConfigError('sweep', 'one field with a list of different values', sweep)
-    grid,root = _grid(tune or {}, list(variants)),Path(cfg.output_dir)
+    if not isinstance(callbacks, (list,tuple)): raise ConfigError('callbacks', 'a list of `Callback`s', callbacks)
+    grid,root,kwargs = _grid(tune or {}, list(variants)),Path(cfg.output_dir),{**kwargs, 'callbacks': callbacks}
     def at(value, label, seed, settings, *folder):
         "A cell's config."
         own = _with(cfg.replace(**({field: value} if sweep else {})), {**variants[label], **settings})
         return own.replace(seed=seed, output_dir=str(root.joinpath(*([f'{field}_{value}'] if sweep else []), *folder)))
-    for v,l in itertools.product(values, variants):     # all that can be wrong with a setting is found before anything runs
-        for s in seeds: at(v, l, s, {})
-        for o in grid[l]: at(v, l, seeds[0], o)
     trials = len(next(iter(grid.values())))
     tuning = trials if trials > 1 else 0
+    for v,l in itertools.product(values, variants):     # all that can be wrong with a setting, or with what is in the folder, is found before anything runs
+        tried = [at(v, l, seeds[0], o, 'tune', l, str(j)) for j,o in enumerate(grid[l])]
+        for c in tried if tuning else (): _check_same([c])
+        for s in seeds: _check_same([at(v, l, s, o, l, f'seed_{s}') for o in grid[l]])
+        trackers(tried[0])
     total,n,started,ran = len(values)*len(variants)*(tuning + len(seeds)),0,time.perf_counter(),0
     def say(text, seconds):
         nonlocal n,ran

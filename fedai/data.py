@@ -16,6 +16,7 @@ from .partition import hold_out, holdout, natural, near_duplicates, make_partiti
 from .prompts import DataError, Encoded, Prompter, encode_all
 from .sources import Source
 from .tables import Examples, ExampleTable, question_keys, question_text
+from .utils import plural
 
 # %% ../nbs/04_data.ipynb #970a5290
 class ClientData(list):
@@ -78,12 +79,12 @@ class ClientData(list):
         "What there is to know of the data at a glance, in words."
         f = self.facts()
         def span(v): return f"{v['least']:,}" if v['least'] == v['most'] else f"{v['least']:,} to {v['most']:,} (median {v['median']:,.0f})"
-        lines = [f"{f['clients']:,} clients" + (f", {self.how}" if self.how else '') + '; examples a client: ' + ', '.join(f"{k} {span(v)}" for k,v in f['sizes'].items())]
-        if self.holdout: lines.append(f"{f['holdout']:,} examples are the server's own")
-        if self.newcomers: lines.append(f"{len(self.newcomers):,} newcomers take no part: " + ', '.join([*self.newcomers][:5]) + (', ...' if len(self.newcomers) > 5 else ''))
-        if self.dropped: lines += [f"{self.dropped:,} examples left out:", *(f'  {p}: {r}' for p,r in self.where[:5]), *(['  ...'] if self.dropped > 5 else [])]
-        if self.left_out: lines += [f"{len(self.left_out):,} clients left out:", *(f'  {p}: {r}' for p,r in self.left_out[:5]), *(['  ...'] if len(self.left_out) > 5 else [])]
-        if n := f['same_questions']: lines.append(f"{n:,} test questions are in somebody's training data too")
+        lines = [plural(f['clients'], 'client') + (f", {self.how}" if self.how else '') + '; examples a client: ' + ', '.join(f"{k} {span(v)}" for k,v in f['sizes'].items())]
+        if self.holdout: lines.append(f"the server's own: {plural(f['holdout'], 'example')}")
+        if self.newcomers: lines.append(f"without a part in training: {plural(len(self.newcomers), 'newcomer')}, " + ', '.join([*self.newcomers][:5]) + (', ...' if len(self.newcomers) > 5 else ''))
+        if self.dropped: lines += [f"{plural(self.dropped, 'example')} left out:", *(f'  {p}: {r}' for p,r in self.where[:5]), *(['  ...'] if self.dropped > 5 else [])]
+        if self.left_out: lines += [f"{plural(len(self.left_out), 'client')} left out:", *(f'  {p}: {r}' for p,r in self.left_out[:5]), *(['  ...'] if len(self.left_out) > 5 else [])]
+        if n := f['same_questions']: lines.append(f"in somebody's training data too: {plural(n, 'test question')}")
         return '\n'.join(lines)
 
     def __repr__(self): return self.describe()
@@ -255,8 +256,8 @@ def show_data(data:ClientData,    # from `get_client_data`
     def span(q): return f"{q['median']:,} (median), {q['p95']:,} (95 %), {q['most']:,} (most)" if q else 'none'
     of = '' if f['clients'] == len(data) else f" of the first {f['clients']} clients"
     lines.append(f"tokens{of}: prompts {span(f['prompt'])}; answers {span(f['answer'])}; template {prompter.template if len(prompter.template) < 30 else 'of your own'}, at most {prompter.max_length}")
-    if f['cut']: lines.append(f"{f['cut']:,} prompts are cut to fit")
-    if f['dropped']: lines += [f"{f['dropped']:,} examples don't fit and are left out:", *(f'  {w}' for w in f['why'])]
+    if f['cut']: lines.append(f"cut to fit: {plural(f['cut'], 'prompt')}")
+    if f['dropped']: lines += [f"left out, since they don't fit: {plural(f['dropped'], 'example')}", *(f'  {w}' for w in f['why'])]
     ids = range(min(clients, len(data))) if isinstance(clients, int) else [data.names.index(str(c)) if str(c) in data.names else int(c) if str(c).isdecimal() and int(c) < len(data) else c for c in clients]
     for i in ids:
         if isinstance(i, str): raise ConfigError('clients', f'names or numbers of clients, 0 to {len(data)-1}' + near(i, data.names), i)

@@ -16,7 +16,7 @@ from .config import ConfigError, RunError
 from .data import commonest_answer
 from .metrics import gains, lower_is_better, summarise
 from .store import mean_rows
-from .utils import aligned, spread, write_json, write_text
+from .utils import aligned, picture_text, spread, write_json, write_text
 
 # %% ../nbs/11a_evaluation.ipynb #29c4a3ac
 def _bar(pairs, total, what): return tqdm(pairs, total=total, desc=what, unit='client', leave=False, disable=None)
@@ -158,7 +158,8 @@ def gain_table(card:dict, # a scorecard
         rows.append([k.replace('_', ' '), f'{v:.{d}f}', '[{:.{d}f}, {:.{d}f}]'.format(*card['interval'][k], d=d)])
         for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.{d}f} [{g[k]['low']:+.{d}f}, {g[k]['high']:+.{d}f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
     note = '[95 % intervals]' + (', and the share of clients that are better off' if over else '')
-    return aligned(rows, 1, (1,)) + f'\n{note}' + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
+    tables = [aligned([r[:6] for r in rows], 1, (1,)), *([aligned([[r[0], *r[6:]] for r in rows], 1, (1,))] if len(over) > 3 else [])]   # more don't fit beside each other
+    return '\n\n'.join(tables) + f'\n{note}' + (f"\n0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}" if empty else '')
 
 # %% ../nbs/11a_evaluation.ipynb #0bf0dbd7
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it
@@ -213,8 +214,8 @@ def plot_cross(X:np.ndarray, # (n, n), as `cross_evaluation` gives it
     "Heat map of a cross-evaluation: dark is good; a ring marks the best adapter for each client's data."
     import matplotlib.pyplot as plt
     n,lower = len(X),metric in lower_is_better
-    names = [str(i) for i in (range(n) if names is None else names)]
-    size = min(12, 2.5 + .35*n)
+    names = [picture_text(i) for i in (range(n) if names is None else names)]
+    size = min(12, 2.5 + .35*n + .06*max(map(len, names)))
     ax = ax or plt.subplots(figsize=(size + 1,size), layout='constrained')[1]
     im = ax.imshow(X, cmap='viridis_r' if not lower else 'viridis')
     ax.figure.colorbar(im, ax=ax, fraction=.046, pad=.04, label=metric.replace('_', ' '))

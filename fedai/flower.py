@@ -36,7 +36,7 @@ def pack(say:dict,  # JSON values
     "A message."
     return save_arrays({'say': np.frombuffer(json.dumps(say).encode(), np.uint8), **{k: np.ascontiguousarray(a) for k,a in arrays.items()}})
 
-def unpack(data:bytes,
+def unpack(data:bytes, # a message
           )->tuple: # (what is said, name -> array)
     "What `pack` packed; raises `ValueError` for anything else."
     try:
@@ -77,7 +77,11 @@ class Trainer:
         self.made,self.double,self.sum = None,None,None
         import_user_code(cfg.imports)
 
-    def write(self, text): print(f"{time.strftime('%H:%M:%S')} {text}", file=self.log or sys.stderr, flush=True)
+    def write(self,
+              text:str, # a line
+             ):
+        "To the site's log, with the time."
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self.log or sys.stderr, flush=True)
 
     def __call__(self, data:bytes)->bytes:
         "The reply to a message."
@@ -92,7 +96,12 @@ class Trainer:
             self.write(e if isinstance(e, (ConfigError,ValueError)) else traceback.format_exc())
             return pack(dict(error=type(e).__name__))
 
-    def hello(self, say, arrays): return pack(dict(version=__version__, examples=len(self.data['train']), test=len(self.data['test'])))
+    def hello(self,
+              say:dict,    # what the server says: `op`, `round`, ... as `FlowerEngine.say` has it; the same for all that follow
+              arrays:dict, # name -> array that came with it
+             )->bytes:     # the reply
+        "Who is here, and with how many examples."
+        return pack(dict(version=__version__, examples=len(self.data['train']), test=len(self.data['test'])))
 
     def settings(self,
                  fields:dict, # as the server has them
@@ -274,7 +283,11 @@ class FlowerEngine:
 
     def groups(self, ids)->list: return [[i] for i in ids]
 
-    def say(self, place, op, **more):
+    def say(self,
+            place:int, # of a client
+            op:str,    # what it should do: a method of `Trainer`
+            **more,    # what belongs to that
+           )->dict:    # plain values
         "What every message says."
         s = self.server
         return dict(op=op, fields=self.fields, clients=s.num_clients, place=place, layout=layout_key(s.store.layout), round=s.store.round, first=s.is_first, data={str(place): s._data[place]} if place in s._data else {}, **more)
@@ -441,12 +454,14 @@ class SumEngine(FlowerEngine):
                 yield Reply(i, layout.views(rows[i] if mean is None else with_numbers(layout, rows[i], names, mean)), got[i][0])
         for i,why in lost.items(): yield Failure(i, why)
 
-def flower_engine(server):
+def flower_engine(server, # with a `grid` and `nodes`
+                 ):
     "The engine for a server on Flower."
     return (SumEngine if server.cfg.secure_aggregation else FlowerEngine)(server)
 
 # %% ../nbs/15_flower.ipynb #68af0b1e
-def check_config(cfg:FedConfig):
+def check_config(cfg:FedConfig, # of a federation's server
+                ):
     "Raises `ConfigError` for what needs the clients' data at the server, or isn't there."
     import_user_code(cfg.imports)
     cls = get_class(cfg.name)
@@ -455,10 +470,10 @@ def check_config(cfg:FedConfig):
     if cfg.graph_args.get('measure') == 'data': raise ConfigError('graph_args: measure', "'states' or 'updates' on Flower", 'data')
     if cfg.secure_aggregation and cfg.num_clients: check_settings(cfg, cls)
 
-def central(cfg:FedConfig,
+def central(cfg:FedConfig, # of the federation
             clients,       # a dict each: name, node, examples, test
             grid,          # Flower's
-            callbacks=None,
+            callbacks=None, # of the server, as `get_server` takes them
            ):              # a server
     "The server that a config names, for clients at their sites."
     check_config(cfg)

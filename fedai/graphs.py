@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from .config import ConfigError, near
-from .utils import rng
+from .utils import picture_text, rng
 
 # %% ../nbs/02_graphs.ipynb #e1c70881
 def check_graph(A,                  # what should be a (K, K) array of weights
@@ -166,10 +166,10 @@ def read_table(path:str|Path,     # a .csv file
 
 def load_graph(path:str|Path,   # a .npy, .csv, .edges or .txt file
                num_clients:int, # K
+               names=(),        # what could have been meant instead of a file, for the error
               )->np.ndarray:    # (K, K)
     "The graph in a file, checked; its suffix says how it is written."
-    names = ['random','tasks','complete','ring','erdos_renyi','learned']
-    kind,wanted = Path(path).suffix.lower(),', '.join(map(repr, names)) + ' or a readable .npy file'
+    kind,wanted = Path(path).suffix.lower(),', '.join(map(repr, names)) + ' or '*bool(names) + 'a readable .npy file'
     if kind == '.csv': A = read_table(path, 'graph')
     elif kind in ('.edges','.txt'): A = _edges(path, num_clients)
     else:
@@ -344,10 +344,10 @@ def plot_graph(A:np.ndarray,  # (K, K) client graph
     ax = ax or plt.subplots(figsize=(4.5,4))[1]
     im = ax.imshow(A, cmap='Blues', vmin=0, vmax=A.max() or 1)
     ax.figure.colorbar(im, ax=ax, fraction=.046, pad=.04, label='weight')
-    step = max(1, -(-K//24))
-    names = [f'{i} {labels[i]}' if labels is not None else str(i) for i in range(0, K, step)]
+    step,across = max(1, -(-K//24)),max(1, -(-K*len(str(K-1))//32))   # so that no number lies on the next
+    names = [f'{i} {picture_text(labels[i])}' if labels is not None else str(i) for i in range(0, K, step)]
     ax.set_yticks(range(0, K, step), names, fontsize=8)
-    ax.set_xticks(range(0, K, step), [str(i) for i in range(0, K, step)], fontsize=8)
+    ax.set_xticks(range(0, K, across), [str(i) for i in range(0, K, across)], fontsize=8)
     ax.set(xlabel='client', title=title)
     return ax
 
@@ -392,7 +392,7 @@ def plot_network(A:np.ndarray, # (K, K) client graph
     size = float(np.clip(6000/max(K, 1), 90, 320))
     for kind,colour in zip(kinds, colours):
         c = [k for k in range(K) if labels is None or labels[k] == kind]
-        ax.scatter(*xy[c].T, s=size, color=[colour], edgecolors='white', linewidths=.8, zorder=2, clip_on=False, label=None if kind is None else str(kind))
+        ax.scatter(*xy[c].T, s=size, color=[colour], edgecolors='white', linewidths=.8, zorder=2, clip_on=False, label=None if kind is None else picture_text(kind))
         for k in c if K <= 60 else (): ax.text(*xy[k], str(k), ha='center', va='center', fontsize=float(np.clip(.48*size**.5, 5, 8)), color='black' if colour[:3]@[.3,.59,.11] > .6 else 'white', zorder=3)
     if labels is not None:
         ax.legend(loc='center left', bbox_to_anchor=(1.02,.5), frameon=False, fontsize=8, ncols=1 + (len(kinds)-1)//16, markerscale=6/size**.5, handletextpad=.2)

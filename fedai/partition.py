@@ -12,7 +12,7 @@ import inspect, math, numbers, re, warnings
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc, xxhash
 from .config import ConfigError, near
-from .utils import aligned, key_seed, rng
+from .utils import aligned, key_seed, picture_text, plural, rng, short
 
 # %% ../nbs/03c_partition.ipynb #4c9770d4
 def natural(s): # for `sorted`
@@ -356,8 +356,6 @@ def _counts(parts, labels, most):
     counts,names = counts[:,order],[names[i] for i in order]
     return (counts,names) if C <= most else (np.concatenate([counts[:,:most-1], counts[:,most-1:].sum(1, keepdims=True)], 1),[*names[:most-1],f'other ({C-most+1})'])
 
-def _short(s, n): return s if len(s) <= n else s[:n-1-n//2] + '…' + s[-(n//2):]   # names often differ at their ends
-
 # %% ../nbs/03c_partition.ipynb #b93b87e3
 def partition_table(parts,       # index arrays, one a client
                     labels=None, # (n,) a value for each example
@@ -369,19 +367,19 @@ def partition_table(parts,       # index arrays, one a client
                    )->str:
     "Who has how many examples of each label."
     total = np.array([len(p) for p in parts])
-    out = [f'{len(parts):,} clients, {total.sum():,} examples']
+    out = [f"{plural(len(parts), 'client')}, {plural(total.sum(), 'example')}"]
     if len(parts) <= max_clients:
         for most in range(max_labels, 1, -1):
             counts,head = _counts(parts, labels, most)
-            rows = [['client', *(_short(o, 16) for o in head), 'all']] if labels is not None else [['client','examples']]
-            for name,c in zip(names or [str(k) for k in range(len(parts))], counts): rows.append([_short(str(name), 24), *(f'{v:,}' for v in c), *([f'{c.sum():,}'] if labels is not None else [])])
+            rows = [['client', *(short(o, 16) for o in head), 'all']] if labels is not None else [['client','examples']]
+            for name,c in zip(names or [str(k) for k in range(len(parts))], counts): rows.append([short(str(name), 24), *(f'{v:,}' for v in c), *([f'{c.sum():,}'] if labels is not None else [])])
             width = [max(map(len, col)) for col in zip(*rows)]
             if sum(width) + 2*len(width) <= max_width: break
         out = [aligned(rows), '', *out]
     out.append(f'examples a client: {total.min():,} to {total.max():,}, median {np.median(total):,.0f}')
     if labels is not None:
         counts,head = _counts(parts, labels, 10**9)
-        if len(parts) > max_clients: out.append(f'commonest {what}s: ' + ', '.join(f'{_short(o, 40)} ({v:,})' for o,v in zip(head[:5], counts.sum(0))) + (f' and {len(head)-5:,} more' if len(head) > 5 else ''))
+        if len(parts) > max_clients: out.append(f'commonest {what}s: ' + ', '.join(f'{short(o, 40)} ({v:,})' for o,v in zip(head[:5], counts.sum(0))) + (f' and {len(head)-5:,} more' if len(head) > 5 else ''))
         different = (counts > 0).sum(1)
         p = counts/np.maximum(1, counts.sum(1, keepdims=True))
         apart = .5*np.abs(p - counts.sum(0)/counts.sum()).sum(1)
@@ -407,13 +405,13 @@ def plot_partition(parts,         # index arrays, one a client
     if K <= 30:
         left = np.zeros(K)
         for c,colour,name in zip(counts.T, colours, head):
-            ax.barh(np.arange(K), c, left=left, color=colour, label=_short(name, 24))
+            ax.barh(np.arange(K), c, left=left, color=colour, label=picture_text(name))
             left += c
-        ax.set(yticks=np.arange(K), yticklabels=[_short(str(o), 24) for o in names or range(K)], ylim=(K-.4,-.6), xlabel='examples')
+        ax.set(yticks=np.arange(K), yticklabels=[picture_text(o) for o in names or range(K)], ylim=(K-.4,-.6), xlabel='examples')
     else:
         counts = counts[np.lexsort((-counts.sum(1), counts.argmax(1)))]
         x = np.arange(K+1)
-        ax.stackplot(x, np.concatenate([counts, counts[-1:]]).T, colors=colours, labels=[_short(o, 24) for o in head], step='post', lw=0)
+        ax.stackplot(x, np.concatenate([counts, counts[-1:]]).T, colors=colours, labels=[picture_text(o) for o in head], step='post', lw=0)
         if K <= 200: ax.vlines(x, 0, np.concatenate([counts.sum(1), [0]]), color='w', lw=.6)
         ax.set(xlim=(0,K), ylim=(0,None), xlabel=f'{K:,} clients' + (f', by commonest {what} and size' if len(head) > 1 else ', by size'), ylabel='examples')
     (ax.xaxis if K <= 30 else ax.yaxis).get_major_locator().set_params(integer=True)

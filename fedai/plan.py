@@ -19,7 +19,7 @@ from .lm import count_saved
 from .servers import BaseServer, algorithm_classes
 from .tracking import Callback, Curves
 from .training import Prepared, batch_indices, pass_limit
-from .utils import LazyList, can_write, duration, existing, rng, spread
+from .utils import LazyList, can_write, duration, existing, plural, rng, spread
 
 # %% ../nbs/13b_plan.ipynb #13bee64f
 def _process(key): # bytes; `None` where there is no /proc
@@ -480,7 +480,7 @@ def plan_table(p:dict, # as `make_plan` gives it
     c,d,m,t,ps,there = p['client'],p['disk'],p['memory'],p.get('time'),p['parameters'],p['there']
     names = dict(process='process with model and data', data='data of further clients', rows='rows, gradients, moments', activations='activations', graph='graph', mixing='mixing matrix', prefix='kept prefix', records='records')
     def parts(v, f, names={}): return ', '.join(f'{names.get(k, k)} {f(x)}' for k,x in sorted(v.items(), key=lambda o: -o[1]) if x > .01*sum(v.values()))
-    rows = [('clients', f"{p['clients']:,}" + (f" (the data has {p['clients_in_data']:,})" if p['clients'] != p['clients_in_data'] else '') + f", {p['clients_a_round']:,} in each of {p['rounds']:,} rounds of {p['algorithm']}; " + (f"{p['clients_together']:,} train together" if p['engine'] == 'batched' else 'one after another')),
+    rows = [('clients', f"{p['clients']:,}" + (f" (the data has {p['clients_in_data']:,})" if p['clients'] != p['clients_in_data'] else '') + f", {p['clients_a_round']:,} in each of {plural(p['rounds'], 'round')} of {p['algorithm']}; " + (f"{p['clients_together']:,} train together" if p['engine'] == 'batched' else 'one after another')),
             ('parameters', f"{ps['trained']:,} trained a client, {ps['share']:.2%} of the model's {ps['base'] + ps['trained']:,}"),
             ('a client', ', '.join(f'{k} {v:,} B' for k,v in c['bytes'].items()) + f"; {_size(c['on_disk'])} on the disk" + (f", {c['states']} such states" if c['states'] > 1 else '')),
             ('tokens', f"{p['tokens']['run']:,} trained on, {p['tokens']['a_round']:,} a round" + ('' if p['tokens']['exact'] else ', about')),
@@ -488,7 +488,7 @@ def plan_table(p:dict, # as `make_plan` gives it
             ('memory', f"{_size(m['peak'])} at most" + (' on the GPU' if m['of'] == 'GPU' else '') + f" ({parts(m['parts'], _size, names)}); {_size(there['memory'])} there"),
             ('time', 'not measured' if not t else f"{duration(t['total'])} ({parts({k: v for k,v in t.items() if k != 'total'}, duration)})" + (f"; {duration(there['time'])} allowed" if there['time'] else ''))]
     lines = [f'{k:12}{v}' for k,v in rows]
-    if g := p.get('measured'): lines += ['', f"measured on {g['clients']} clients in {duration(g['seconds'])}: {g['steps']} steps, {g['tokens']:,} tokens, {g['questions']} questions answered"]
+    if g := p.get('measured'): lines += ['', f"measured on {plural(g['clients'], 'client')} in {duration(g['seconds'])}: {plural(g['steps'], 'step')}, {plural(g['tokens'], 'token')}, {plural(g['questions'], 'question')} answered"]
     lines.append('')
     say = dict(memory=_size, disk=_size, files=lambda n: f'{n:,} files', time=duration)
     for o in p['problems']:

@@ -30,6 +30,10 @@ def _check_text(v, name, where, needed=True):
         try: v.encode()
         except UnicodeEncodeError as e: raise DataError(f"{where}: `{name}` has half of a surrogate pair, {v[e.start]!r}, at character {e.start}") from e
 
+def _check_line(v, name, where):
+    "Can text be a name, in a line of a table?"
+    if re.search(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', v): raise DataError(f"{where}: `{name}` must be one line without control characters, got {_short(v)}")
+
 _roles = {'system': 'system', 'user': 'user', 'human': 'user', **dict.fromkeys(('assistant','gpt','chatgpt','bard','bing','model'), 'assistant')}
 
 def check_messages(messages,  # list of turns: dicts with `role` and `content`, or with `from` and `value`
@@ -85,6 +89,7 @@ def check_example(ex,        # what should be an example
     for k,needed in (('instruction',True), ('output',True), ('input',False), ('task',False), ('client',False), ('conversation',False)):
         v = ex.get(k)
         if v is not None or needed: _check_text(v, k, where, needed)
+        if v and k in ('task','client'): _check_line(v, k, where)
     for k in ('references','choices'):
         v = ex.get(k)
         if v is None: continue
@@ -104,8 +109,8 @@ templates = dict(   # name -> (with an input, without)
     definition=('Definition: {instruction}\n\nNow complete the following example -\nInput: {input}\nOutput: ', 'Definition: {instruction}\n\nOutput: '))
 
 def fill_template(template:str,   # one of `templates`, or a text with `{instruction}` in it, and `{input}` where it may be
-                  instruction:str,
-                  input:str='',
+                  instruction:str, # what is asked
+                  input:str='',  # with what, where there is something
                  )->tuple:        # (the prompt, white space that belongs to the answer)
     "A text template with an example in it; other braces in it are left alone."
     given = templates.get(template, (template,template))
@@ -235,7 +240,7 @@ class Prompter:
         return out
 
 # %% ../nbs/03a_prompts.ipynb #cd85ba26
-def encode_all(prompter:Prompter,
+def encode_all(prompter:Prompter, # makes the tokens
                examples,       # dicts, or a dataset of them
                where:str,      # whose they are: 'client 3, train'
                on_bad='error', # 'error', or 'drop' an example that can't be used

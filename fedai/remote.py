@@ -83,7 +83,9 @@ class Double:
 
 class Recipe:
     "What it takes to make a server's double: pickle it, and call it in the other process."
-    def __init__(self, server:BaseServer):
+    def __init__(self,
+                 server:BaseServer, # made already
+                ):
         model = None if server.given_model is None else _Model(server.model)
         def swap(v): return [] if v is server.callbacks else model if model and v is server.given_model else v
         args,kwargs = server.made_with
@@ -96,13 +98,13 @@ class Recipe:
         get = lambda v: v.get() if isinstance(v, _Model) else v
         return type('Double', (Double,self.cls), dict(inner=self.inner))(*map(get, self.args), **{k: get(v) for k,v in self.kwargs.items()})
 
-def for_all(server:BaseServer,
+def for_all(server:BaseServer, # in the middle of its run
            )->dict: # arrays and JSON values
     "What a double needs now, whoever trains or is tested."
     kept = {n: (None if server.is_first else server.store.kept(n)) or {} for n in server.carried}
     return dict(round=server.store.round, first=server.is_first, data=server._data, tensors={k: {n: t.numpy() for n,t in v.items()} for k,v in kept.items()})
 
-def for_group(server:BaseServer,
+def for_group(server:BaseServer, # in the middle of its run
               ids,           # rows of a round
              )->dict:        # id -> (nbytes,) uint8 array
     "What a double needs so that these rows can train."

@@ -14,7 +14,7 @@ import numpy as np
 from . import __version__
 from .config import ConfigError, FedConfig, field_help, read_yaml
 from .metrics import gains, lower_is_better
-from .utils import duration, spread, write_text
+from .utils import duration, plural, spread, write_text
 
 # %% ../nbs/16_report.ipynb #5ffdb7f3
 @contextmanager
@@ -289,8 +289,7 @@ def _share(x): return '–' if x is None else f'{100*x:.0f} %'
 def _range(low, high, d, sign=False): return '' if low is None or high is None else f' <span class="ci">[{_f(low, d, sign)}, {_f(high, d, sign)}]</span>'
 def _words(k): return _e(k.replace('_', ' '))
 def _some(names, most=50): return ', '.join(map(_name, names[:most])) + (f' and {len(names) - most:,} more' if len(names) > most else '')
-def _value(v): return '<i>nothing</i>' if v is None or v == '' else _e(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
-def _plural(n, what): return f"{n:,} {what}{'' if n == 1 else 's'}"
+def _value(v): return '<i>nothing</i>' if v is None else '<i>empty</i>' if v == '' else _e(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
 def _table(head, rows, what, left=1, cls=''):
     "A table with a frame that scrolls; cells are HTML, the first `left` columns text."
     def line(cells, tag): return '<tr>' + ''.join(f'<{tag}{"" if j < left else " class=n"}{" scope=col" if tag == "th" else ""}>{c}</{tag}>' for j,c in enumerate(cells)) + '</tr>'
@@ -333,7 +332,7 @@ def _means(run):
 def _settings(run):
     "What was run: what differs from the defaults, and all of it behind a fold."
     known = field_help()
-    def about(k): return _e(known[k][3]) if k in known else 'not a setting of this version of fedai'
+    def about(k): return re.sub('`([^`]+)`', r'<code>\1</code>', _e(known[k][3])) if k in known else 'not a setting of this version of fedai'
     some = _table(['setting','value','default','what it is'], [[f'<code>{_e(k)}</code>', _value(v), _value(run['defaults'].get(k)), f'<span class=note>{about(k)}</span>'] for k,v in run['changed'].items()], 'Settings that differ from the defaults', 4, 'settings') if run['changed'] else '<p>All settings are the defaults.</p>'
     groups = {}
     for k,v in run['config'].items(): groups.setdefault(known[k][0] if k in known else 'unknown', []).append((k,v))
@@ -348,11 +347,11 @@ def _troubles(run):
     name = lambda i: run['names'][i]
     if by:
         items = sorted(by.items(), key=lambda o: -len(o[1]))
-        out += f'<p>{_plural(len(by), "client")} failed in some round and {"was" if len(by) == 1 else "were"} left out of it:</p>' + _table(['client','rounds','last reason'], [[_name(name(i)), ', '.join(str(t) for t,_ in o[-20:]) if len(o) <= 20 else f'{len(o)}, last {o[-1][0]}', _e(o[-1][1])] for i,o in items[:200]], 'Failed clients', 3) + (f'<p>and {len(items)-200:,} more clients</p>' if len(items) > 200 else '')
+        out += f'<p>{plural(len(by), "client")} failed in some round and {"was" if len(by) == 1 else "were"} left out of it:</p>' + _table(['client','rounds','last reason'], [[_name(name(i)), ', '.join(str(t) for t,_ in o[-20:]) if len(o) <= 20 else f'{len(o)}, last {o[-1][0]}', _e(o[-1][1])] for i,o in items[:200]], 'Failed clients', 3) + (f'<p>and {len(items)-200:,} more clients</p>' if len(items) > 200 else '')
     if untested := run['card'] and run['card']['untested']:
-        out += f'<p>{_plural(len(untested), "client")} could not be tested:</p>' + _table(['client','why'], [[_name(name(i)), _e(w)] for i,w in list(untested.items())[:200]], 'Clients that could not be tested', 2) + (f'<p>and {len(untested)-200:,} more clients</p>' if len(untested) > 200 else '')
+        out += f'<p>{plural(len(untested), "client")} could not be tested:</p>' + _table(['client','why'], [[_name(name(i)), _e(w)] for i,w in list(untested.items())[:200]], 'Clients that could not be tested', 2) + (f'<p>and {len(untested)-200:,} more clients</p>' if len(untested) > 200 else '')
     seen = {i for r in run['history'] for i in (*r['loss'],*r['failed'])}
-    if run['history'] and (never := [i for i in range(run['K']) if i not in seen]): out += f'<p>{_plural(len(never), "client")} never took part: {_some([name(i) for i in never])}.</p>'
+    if run['history'] and (never := [i for i in range(run['K']) if i not in seen]): out += f'<p>{plural(len(never), "client")} never took part: {_some([name(i) for i in never])}.</p>'
     return out
 
 def _clusters(run):
@@ -372,7 +371,7 @@ def _newcomers(run):
     keys = [(k,w) for k in ['loss', *([score] if score else [])] for w in ('before','after') if any(k in o.get(w, {}) for o in new['starts'].values())]
     def cells(o): return [_f(o.get(w, {}).get(k), 2) for k,w in keys]
     head = [f'{_words(k)} {w}' for k,w in keys]
-    body = f"<p class=note>Clients that took no part in the training, as they start and after {_plural(new['rounds'], 'round')} of training of their own, from each start.</p>"
+    body = f"<p class=note>Clients that took no part in the training, as they start and after {plural(new['rounds'], 'round')} of training of their own, from each start.</p>"
     body += _table(['start','newcomers',*head], [[_e(s), f"{o['n']:,}", *cells(o)] for s,o in new['starts'].items()], 'Newcomers')
     each = [[_name(n), _e(s) + (f" ({_some([run['names'][i] for i in o['clients'] if i < run['K']], 6)})" if o['clients'] else ''), *cells(o)] for n,o2 in list(new['clients'].items())[:200] for s,o in o2.items()]
     return body + f'<details><summary>Each newcomer</summary>{_table(["newcomer","start",*head], each, "Each newcomer", 2)}</details>'
@@ -381,7 +380,7 @@ def _run_html(run, n, level=2):
     "The section of a run; what is drawn has an empty place in it."
     c,id = run['config'],f'run{n}'
     tested = run['card'] and run['card']['round']
-    state = 'finished' if run['done'] >= run['rounds'] else f"{run['done']} of {_plural(run['rounds'], 'round')} done"
+    state = 'finished' if run['done'] >= run['rounds'] else f"{run['done']} of {plural(run['rounds'], 'round')} done"
     head = f"<h{level}>{_name(run['name'])}</h{level}>\n<p class=sub>{_e(c.get('name'))} on {_name(c.get('model'))}, data {_name(c.get('data'))}; {state}{'' if run['card'] else ', not tested yet'}. <span class=path>{_name(run['path'].resolve())}</span></p>"
     if tested is not None and tested != run['done']: head += f'<p class=warn>What was tested is the state after round {tested}, not the latest.</p>'
     elif run['card'] and tested is None and run['done'] < run['rounds']: head += '<p class=warn>The run isn’t finished, so what was tested is an earlier state or one midway.</p>'
@@ -474,9 +473,10 @@ nav.parts, nav.runs { display: flex; flex-wrap: wrap; gap: .3em 1em; margin: .6e
 .tiles dt { color: var(--muted); font-size: .87em; } .tiles dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; } .tiles dd.note { font-size: .82em; }
 .scroll { overflow-x: auto; max-width: 100%; } table { border-collapse: collapse; width: max-content; font-variant-numeric: tabular-nums; font-size: .93em; }
 th, td { text-align: left; vertical-align: top; padding: .28em .8em .28em 0; border-bottom: 1px solid var(--line); overflow-wrap: normal; } th { font-weight: 600; color: var(--muted); vertical-align: bottom; } td { max-width: min(34em, 75vw); min-width: 2.5em; overflow-wrap: anywhere; }
+@media (max-width: 600px) { td { max-width: 45vw; } }
 td.n, th.n { text-align: right; white-space: nowrap; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg); max-width: min(34em, 45vw); z-index: 1; }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-table.settings { width: auto; } table.settings code { white-space: nowrap; }
+table.settings { width: auto; } table.settings td:first-child code { white-space: nowrap; }
 @media (max-width: 1000px) { table.settings, table.settings tbody { display: block; width: auto; } table.settings thead { display: none; } table.settings tr { display: grid; grid-template-columns: minmax(9em, auto) 1fr 6em; gap: 0 .8em; border-bottom: 1px solid var(--line); padding: .3em 0; } table.settings td { border: 0; padding: 0; max-width: none; overflow-wrap: anywhere; } table.settings td:nth-child(3)::before { content: "not "; color: var(--muted); } table.settings td:nth-child(4) { grid-column: 1 / -1; } }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; } th button:hover { color: var(--fg); } th[aria-sort] { color: var(--fg); } th[aria-sort=ascending] button::after { content: " ▲"; font-size: .7em; } th[aria-sort=descending] button::after { content: " ▼"; font-size: .7em; }
 td button { font: inherit; color: var(--link); background: none; border: 0; padding: 0; cursor: pointer; text-align: left; text-decoration: underline; text-underline-offset: 2px; }
@@ -573,7 +573,7 @@ function lineChart(c, run) {
     const inset = c.bars ? 0 : 10;
     X = x => x1 > x0 ? L + inset + (W - L - R - 2*inset)*(x - x0)/(x1 - x0) : (L + W - R)/2;
     Y = y => H - B - (H - B - T)*(y - lo)/(hi - lo);
-    const yt = ticks(lo, hi, 5, c.whole && hi - lo >= 5), yd = c.percent ? Math.max(0, decimals([yt[1] - yt[0]]) - 2) : yt.length > 1 ? Math.max(0, Math.min(6, -Math.floor(Math.log10(yt[1] - yt[0]) + 1e-9))) : d;
+    const yt = ticks(lo, hi, 5, c.whole), yd = c.percent ? Math.max(0, decimals([yt[1] - yt[0]]) - 2) : yt.length > 1 ? Math.max(0, Math.min(6, -Math.floor(Math.log10(yt[1] - yt[0]) + 1e-9))) : d;
     const big = Math.max(...yt.map(Math.abs)) >= 1e5, label = y => c.percent ? fixed(100*y, yd) + ' %' : big ? (y || 0).toLocaleString('en', {notation: 'compact'}) : fixed(y, yd);
     const svg = s('svg', {viewBox: `0 0 ${W} ${H}`, 'aria-hidden': true}, yt.map(y => [s('path', {class: 'axis', d: `M${L} ${Y(y)}H${W - R}`}), s('text', {x: L - 6, y: Y(y) + 4, 'text-anchor': 'end'}, label(y))]),
       ticks(c.x[0], c.x.at(-1), Math.max(2, (W - L - R)/60), true).map(x => s('text', {x: X(x), y: H - B + 17, 'text-anchor': 'middle'}, x)), s('text', {x: L - 6, y: H - B + 17, 'text-anchor': 'end'}, 'round'));
@@ -625,7 +625,7 @@ function lineChart(c, run) {
 
 // a list of clients; the one that is chosen is the run's, everywhere
 function picker(run, ids, none) {
-  const sel = h('select', {class: 'pick', change: () => choose(run, sel.value === '' ? null : +sel.value)}, none ? h('option', {value: ''}, none) : null, ids.map(i => h('option', {value: i}, nameOf(run, i))));
+  const sel = h('select', {class: 'pick', change: () => choose(run, sel.value === '' ? null : +sel.value)}, none ? h('option', {value: ''}, none) : null, ids.map(i => h('option', {value: i, title: nameOf(run, i)}, short(nameOf(run, i), 40))));
   run.pickers.push(sel);
   return sel;
 }
@@ -701,7 +701,7 @@ function matrix(mats, o) {   // o: low, is less better? best, is the best of eac
     const ys = Math.ceil(13/cell), xs = Math.ceil((8 + 6.5*String(Math.max(...m.ids)).length)/cell), fit = Math.floor((L - 10)/6.5);
     const svg = s('svg', {viewBox: `0 0 ${W} ${side + top + 22}`, 'aria-hidden': true}, s('image', {x: L, y: top, width: side, height: side, href: canvas.toDataURL(), preserveAspectRatio: 'none', style: 'image-rendering:pixelated'}), s('rect', {class: 'axis', x: L, y: top, width: side, height: side}),
       range(n).filter(i => i % ys == 0).map(i => s('text', {x: L - 6, y: top + cell*(i + .5) + 4, 'text-anchor': 'end'}, short(m.names[i], fit))), range(n).filter(j => j % xs == 0).map(j => s('text', {x: L + cell*(j + .5), y: top + side + 15, 'text-anchor': 'middle'}, m.ids[j])));
-    if (o.best && hi > lo) for (let j = 0; j < n; j++) { const i = range(n).reduce((a, i) => (o.low ? value(i, j) < value(a, j) : value(i, j) > value(a, j)) ? i : a, 0); svg.append(s('circle', {cx: L + cell*(j + .5), cy: top + cell*(i + .5), r: Math.max(2, Math.min(7, cell/3)), style: 'fill:none;stroke:var(--c1);stroke-width:2'})); }
+    if (o.best && hi > lo) for (let j = 0; j < n; j++) { const i = range(n).reduce((a, i) => (o.low ? value(i, j) < value(a, j) : value(i, j) > value(a, j)) ? i : a, 0); for (const [c, w] of [['var(--bg)', 2 + Math.min(3, cell/8)], ['var(--c1)', 2]]) svg.append(s('circle', {cx: L + cell*(j + .5), cy: top + cell*(i + .5), r: Math.max(2, Math.min(7, cell/3)), style: `fill:none;stroke:${c};stroke-width:${w}`})); }
     if (at) svg.append(s('rect', {x: L + cell*at[1], y: top + cell*at[0], width: cell, height: cell, style: 'fill:none;stroke:var(--fg);stroke-width:1.5'}));
     plot.replaceChildren(svg, tip);
   }
@@ -733,7 +733,7 @@ function drawGraph(place, run) {
   const said = h('output', {class: 'note', style: 'display:block'}), tell = k => {
     const f = steps[k].facts, parts = [['edges', n => `${n} edge${n == 1 ? '' : 's'}`], ['components', n => n == 1 ? 'all connected' : `${n} connected parts`], ['mean_degree', x => `mean degree ${fixed(x, 2)}`]].filter(o => f[o[0]] != null).map(([o, t]) => t(f[o]));
     if (f.pull_mean != null) parts.push(`mean pull ${fixed(100*f.pull_mean, 1)} %`);
-    said.textContent = rounds(steps[k].rounds) + (parts.length ? '. Between the clients of ' + (steps[k].rounds.length > 1 ? 'the last' : 'it') + ': ' + parts.join(', ') : '');
+    said.textContent = rounds(steps[k].rounds) + (parts.length ? '. Between the ' + (steps[k].rounds.length > 1 ? 'last one’s clients' : 'round’s clients') + ': ' + parts.join(', ') : '');
   };
   tell(steps.length - 1);
   const slider = h('input', {type: 'range', min: 0, max: steps.length - 1, value: steps.length - 1, step: 1, 'aria-label': 'graph of a round', input: () => { view.show(+slider.value); tell(+slider.value); }});
@@ -745,7 +745,7 @@ function drawGraph(place, run) {
 }
 function drawCross(place, run) {
   const c = run.cross, metric = words(c.metric);
-  place.append(h('p', {class: 'note'}, `The ${metric} of each client’s adapter (rows) on each client’s test data (columns); more colour is better. The ring is the best adapter for a client’s data.`),
+  place.append(h('p', {class: 'note'}, `The ${metric} of each client’s adapter (rows) on each client’s test data (columns); more colour is better. The ring is the best adapter for a client’s data. Columns, with the clients’ numbers, stand in the order of the rows.`),
     matrix([c], {label: `Cross-evaluation of ${c.n} clients`, low: c.low, best: true, unit: metric, say: (a, b, v) => ['adapter of ', bdi(short(a, 40)), ' on the data of ', bdi(short(b, 40)), ': ', h('b', null, v)]}).fig);
 }
 """
@@ -897,7 +897,7 @@ def write_report(runs,      # a run's folder or that of a comparison, or a list 
     beside,several = [],len(found) > 1 or bool(compared)
     body = '<main>\n'
     if several:
-        body += f"<h1>{_name(compared[0]['name']) if len(roots) == 1 else _plural(len(found), 'run')}</h1>\n"
+        body += f"<h1>{_name(compared[0]['name']) if len(roots) == 1 else plural(len(found), 'run')}</h1>\n"
         if compared: body += _section('compared', 'Comparison', ''.join(map(_compare_html, compared)))
         if found:
             table,beside = _beside(found, not compared)

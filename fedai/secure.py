@@ -139,7 +139,8 @@ def _texts(say, kind, ids, most=5000):
     if not isinstance(o, dict) or set(o) != set(map(str, ids)) or not all(isinstance(v, str) and len(v) <= most and v.isascii() for v in o.values()): raise ValueError(f'{kind}: expected a text for each of {sorted(ids)}')
     return {int(i): v for i,v in o.items()}
 
-def checked_keys(keys)->list:
+def checked_keys(keys, # what a client says they are, as PEM
+                )->list: # the same
     "A client's two public keys; raises `ValueError` for anything else."
     if not isinstance(keys, list) or len(keys) != 2 or not all(isinstance(k, str) and len(k) < 1000 for k in keys): raise ValueError('keys: expected two public ones')
     try: curves = [_crypto()[-1].bytes_to_public_key(k.encode()).curve.name for k in keys]
@@ -175,7 +176,7 @@ def summed_tensors(server,         # or its double
     kept = server.kept_tensors(comm_round)
     return [n for n,(dtype,*_) in server.store.layout.tensors.items() if dtype.is_floating_point and n not in kept]
 
-def numbers_of(layout:Layout,
+def numbers_of(layout:Layout,    # of the row
                row:torch.Tensor, # (nbytes,) uint8
                names,            # tensors of it
               )->np.ndarray:     # (P,) float64
@@ -183,7 +184,7 @@ def numbers_of(layout:Layout,
     views = layout.views(row)
     return torch.cat([views[n].flatten().double() for n in names]).numpy()
 
-def with_numbers(layout:Layout,
+def with_numbers(layout:Layout,    # of the row
                  row:torch.Tensor, # (nbytes,) uint8
                  names,            # tensors of it
                  values,           # (P,) numbers

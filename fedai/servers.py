@@ -28,7 +28,7 @@ from .store import AdapterStore, StoreError, _link, read_row
 from .tracking import Callback, History, Progress, trackers
 from .rows import LiveState, adapter_files
 from .training import ModuleTask, TextTask, get_device, get_optimizer, round_lr
-from .utils import atomic_file, can_write, existing, LazyList, rng, write_json, write_text
+from .utils import atomic_file, can_write, existing, LazyList, plural, rng, write_json, write_text
 
 # %% ../nbs/12_servers.ipynb #87013379
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
@@ -264,6 +264,7 @@ class BaseServer:
             if a.ndim != 1 or not len(a) or a.dtype.kind not in 'iu' or not 0 <= a.min() <= a.max() < self.num_clients or len(np.unique(a)) < len(a):
                 raise ConfigError('client_selection', f'in round {t} a list of different clients from 0 to {self.num_clients-1}', ids)
             out.append(a.tolist())
+        if out and self.cfg.min_clients > (most := max(map(len, out))): raise ConfigError('min_clients', f'at most {most}, the clients of a round', self.cfg.min_clients)
         if (t := self.store.round) is not None and len(out) <= t < self.cfg.rounds: raise ConfigError('client_selection', f'a list of clients for round {t}, too', said)
         return out
 
@@ -468,7 +469,11 @@ class BaseServer:
         if not has or any('lora_embedding' in n for n in self.live.views): raise ConfigError('ranks', 'none, for a model without a LoRA or with one on its embeddings', self.cfg.ranks)
         if max(self.cfg.ranks) > max(has): raise ConfigError('ranks', f"at most {max(has)}, the rank of the model's LoRA", self.cfg.ranks)
 
-    def call(self, event:str, *args):
+    def call(self,
+             event:str, # the name of a `Callback`'s method
+             *args,     # what it gets after the server
+            ):
+        "Tell every callback of an event."
         for c in self.callbacks: getattr(c, event)(self, *args)
 
     def fit(self)->History: # a dict for each round
@@ -612,10 +617,10 @@ class BaseServer:
 
     def __repr__(self):
         if getattr(getattr(self, 'store', None), 'layout', None) is None: return f"{type(self).__name__}: not made yet"   # as a traceback may show it
-        A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {self.num_clients} clients, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
+        A,said = self.alk_connection,f"{type(self).__name__}: round {self.store.round} of {self.cfg.rounds}, {plural(self.num_clients, 'client')}, {self.store.layout.nbytes/2**20:.2f} MB each, in {self.store.root}"
         if A is None or not A.any(): return said
         n = (A > 0).sum(1)
-        return f"{said}; on its graph a client has {n.min()} to {n.max()} neighbours, {n.mean():.1f} on average" if n.min() < n.max() else f"{said}; on its graph a client has {n.min()} neighbour{'s' if n.min() > 1 else ''}"
+        return f"{said}; on its graph a client has {n.min()} to {n.max()} neighbours, {n.mean():.1f} on average" if n.min() < n.max() else f"{said}; on its graph a client has {plural(n.min(), 'neighbour')}"
 
 # %% ../nbs/12_servers.ipynb #e512c2c8
 class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2410.15524'):
@@ -623,12 +628,12 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
     one_model,client_class = False,Client_mira
 
     def __init__(self,
-                 cfg:FedConfig,   # as `BaseServer` takes them all
-                 lst_data_dict,
-                 model=None,
-                 holdout_ds=None,
+                 cfg:FedConfig,   # as `BaseServer` takes it and all that follows
+                 lst_data_dict,   # {'train': ..., 'test': ...} a client
+                 model=None,      # None: `get_model(cfg)`
+                 holdout_ds=None, # the server's own examples
                  client_class=None, # None: `Client_mira`
-                 callbacks=None,
+                 callbacks=None,  # None: progress, and where the config says `track`, that
                  **kwargs,        # also `graph` or `alk_connection`: a (K, K) array, or what the config's `graph` may be
                 ):
         self._A = None
@@ -647,8 +652,8 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
             if isinstance(every, bool) or not isinstance(every, int) or every < 1: raise ConfigError('graph_args: every', 'a number of rounds, at least 1', every)
             if measure == 'data' and every != 1: raise ConfigError('graph_args: every', 'nothing beside `measure: data`, which is learned once', every)
             similarity_graph(np.eye(2), top_k, threshold, temperature, symmetrise)   # so that a wrong setting is found now
-        kinds = dict(random=lambda: random_graph(K, seed), complete=lambda: complete_graph(K), tasks=tasks, learned=learned, ring=lambda neighbours=1: ring_graph(K, neighbours), erdos_renyi=lambda p: erdos_renyi_graph(K, p, seed))
-        A = _called('graph_args', g, kinds.get(g, lambda: load_graph(g, K)), self.cfg.graph_args)
+        kinds = dict(random=lambda: random_graph(K, seed), tasks=tasks, complete=lambda: complete_graph(K), ring=lambda neighbours=1: ring_graph(K, neighbours), erdos_renyi=lambda p: erdos_renyi_graph(K, p, seed), learned=learned)
+        A = _called('graph_args', g, kinds.get(g, lambda: load_graph(g, K, kinds)), self.cfg.graph_args)
         return self._known_graph() if g == 'learned' else A
 
     @property

@@ -7,7 +7,7 @@ __all__ = ['open_run', 'client_names', 'find_client', 'model_card', 'export_adap
            'push_folder', 'Chat']
 
 # %% ../nbs/16a_ship.ipynb #21d06e30
-import copy, json, os, re, shlex, shutil, sys, textwrap, uuid, warnings
+import copy, json, os, re, shlex, shutil, sys, textwrap, unicodedata, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from .models import _quiet, convert_gguf, find_model, get_tokenizer
 from .servers import BaseServer, algorithm_classes
 from .store import AdapterStore, write_row
 from .training import TextTask, at_rest, get_device
-from .utils import LazyList, spread, write_json
+from .utils import LazyList, plural, spread, write_json
 
 # %% ../nbs/16a_ship.ipynb #dbbf3909
 class _Reading(BaseServer):
@@ -169,6 +169,10 @@ def _score_lines(card, i):
     rows = [f"| {k.replace('_', ' ')} | " + ' | '.join(f'{p[k]:.3f}' if isinstance(p.get(k), float) else '' for p in parts.values()) + ' |' for k in keys]
     return '\n'.join([f"| | {' | '.join(parts)} |", '|---' + '|---:'*len(parts) + '|', *rows])
 
+def _md(text):
+    "Text as it is, in one line of Markdown."
+    return re.sub(r'([\\`*\[\]<&]|(?<!\w)_|_(?!\w))', r'\\\1', ' '.join(str(text).split()))
+
 def _fence(text, kind=''):
     ticks = '`'*max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
     return f'{ticks}{kind}\n{text.rstrip()}\n{ticks}'
@@ -215,11 +219,11 @@ def model_card(server,       # a server, such as `open_run` gives
     short = _short_path(hub or cfg.model).split('/')[-1]
     meta = ModelCardData(base_model=hub or short, base_model_relation='finetune' if merged else 'adapter', library_name='transformers' if merged else 'peft', pipeline_tag='text-generation',
                          tags=['fedai','federated-learning','lora', *([cls.name] if cls.name else [])]).to_yaml()
-    facts = [('client', f"{name}, {'' if name == f'client {i}' else f'number {i} '}of {server.num_clients} (counted from 0)"), ('task', own.get('task')), ('training examples', card.get('train', {}).get(str(i))), ('test questions', own.get('n')),
+    facts = [('client', f"{_md(name)}, {'' if name == f'client {i}' else f'number {i} '}of {server.num_clients} (counted from 0)"), ('task', own.get('task') and _md(own['task'])), ('training examples', card.get('train', {}).get(str(i))), ('test questions', own.get('n')),
              ('algorithm', f"`{cls.name or cls.__name__}`" + (f". {cls.__doc__.strip().splitlines()[0]}" if cls.__doc__ else '')), ('from', cls.paper), ('rounds', f'{server.store.round} of {cfg.rounds}'),
              ('LoRA', f"rank {cfg.ranks[i] if cfg.ranks else cfg.r}, alpha {cfg.lora_alpha:g}, on {cfg.target_modules if isinstance(cfg.target_modules, str) else ', '.join(cfg.target_modules)}")]
-    text = [f"# {name}: {'a model from' if merged else 'a LoRA for'} {short}",
-            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {server.num_clients} clients. Made with [fedai](https://github.com/fedai/fedai).",
+    text = [f"# {_md(name)}: {'a model from' if merged else 'a LoRA for'} {short}",
+            f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {plural(server.num_clients, 'client')}. Made with [fedai](https://github.com/fedai/fedai).",
             '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k,v in facts if v not in (None,''))]
     if not server.store._where(i)[1]: text.append('The client has taken part in no round so far: this is what all clients began with.')
     if changed: text.append(f'**On the plain base model this adapter is wrong.** {cls.name} adds to the base model what averaged adapters miss; what was added is in `base_change.safetensors`, and must be put on the base model first, as below.')
@@ -274,6 +278,7 @@ def export_adapter(run,          # a run's folder, or a server
                   )->Path:       # the folder
     "A client's model as a folder: the adapter as PEFT has it, or the base model with the adapter merged into it; with a model card and the tokenizer."
     if push: check_push(push)
+    elif public: raise ConfigError('push', 'a repository, user/name, beside `public`', push)
     server = _opened(run, data=data)
     cfg,i = server.cfg,find_client(server, client)
     if merge and cfg.dtype == '4bit': raise ConfigError('merge', 'false for a run with `dtype: 4bit`, to whose coarse weights a merged adapter would be rounded', merge)
@@ -308,10 +313,13 @@ def serve_command(base:str,       # the base model: a folder, or a name on the H
 # %% ../nbs/16a_ship.ipynb #8451877b
 def _slugs(names):
     "A name for a folder and a request for each client, no two alike."
-    out = []
+    out,taken = [],{'base','serve.sh','adapters.json'}   # in small letters: some file systems know no others
     for i,n in enumerate(names):
-        s = re.sub(r'[^A-Za-z0-9._-]+', '-', n).strip('-.')[:80]
-        out.append(s if s and s != 'base' and s not in out else f'{s}-{i}'.strip('-'))
+        plain = ''.join(c for c in unicodedata.normalize('NFKD', n) if not unicodedata.combining(c))   # u for ü
+        s = start = re.sub(r'[^A-Za-z0-9._-]+', '-', plain).strip('-.')[:80] or f'client-{i}'
+        while s.lower() in taken: s,i = f'{start}-{i}',i + len(names)
+        taken.add(s.lower())
+        out.append(s)
     return out
 
 # %% ../nbs/16a_ship.ipynb #bd894425
@@ -337,7 +345,7 @@ def export_all(run,         # a run's folder, or a server
         if with_base: _save_model(folder/'base', server, lambda model: model.unload())
         write_json(folder/'adapters.json', dict(base=base, rank=_peft_config(server)['r'], adapters=listed))
         command = serve_command('./base' if with_base else base, {o['path']: f"./{o['path']}" for o in listed}, _peft_config(server)['r'])
-        note = '# Adapters with tokens of their own: vLLM may not take them. Then serve merged models (fedai export --merge).\n' if cfg.add_tokens else ''
+        note = '# These adapters have tokens of their own, which vLLM (0.33) refuses: serve merged models (fedai export --merge).\n' if cfg.add_tokens else ''
         (folder/'serve.sh').write_text(f'#!/bin/sh\n{note}cd "$(dirname "$0")" || exit 1\nexec {command[:-1]} "$@"\n', encoding='utf-8')
         (folder/'serve.sh').chmod(0o755)
     return Path(to)
@@ -385,7 +393,9 @@ class Chat:
                  most=256,    # tokens in an answer
                  **kwargs,    # as `open_run` takes them
                 ):
-        self.server,self.most,self.turns,self.remembers = _opened(run, True, **kwargs),most,[],False
+        server = _opened(run, **kwargs)
+        if client is not None: find_client(server, client)   # before the model is loaded
+        self.server,self.most,self.turns,self.remembers,self.cut = _opened(server, True, **kwargs),most,[],False,0
         self.names,self.prompter = client_names(self.server),self.server.task.prompter
         self.use(client)
 
@@ -415,7 +425,9 @@ class Chat:
             own = model.generation_config.eos_token_id
             ends = {self.server.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
             growing = not getattr(model, '_is_stateful', False)
-            ids,cache = torch.tensor([self.prompter.encode(ex).prompt], device=model.device),new_cache(model) if growing else None
+            e = self.prompter.encode(ex)
+            self.cut = e.cut
+            ids,cache = torch.tensor([e.prompt], device=model.device),new_cache(model) if growing else None
             for _ in range(self.most):
                 new = model(input_ids=ids, past_key_values=cache, use_cache=growing).logits[:,-1].argmax(1)
                 if (t := new.item()) in ends: return
@@ -441,10 +453,11 @@ class Chat:
         "Who there is: number, name, task, and what they score."
         card,names = _scores(self.server),self.names
         own,key = card.get('clients', {}),headline(card) if card.get('clients') else None
+        ids = spread(range(len(names)), most)
+        wide = [max(24, *(len(o[i]) for i in ids)) for o in (names, {i: own.get(str(i), {}).get('task') or '' for i in ids})]
         def line(i):
             m = own.get(str(i), {})
-            return f'{i:>5}  {names[i]:24}  {m.get("task") or "":24}' + (f'  {key.replace("_", " ")} {m[key]:.2f}' if key in m else '')
-        ids = spread(range(len(names)), most)
+            return f'{i:>5}  {names[i]:{wide[0]}}  {m.get("task") or "":{wide[1]}}' + (f'  {key.replace("_", " ")} {m[key]:.2f}' if key in m else '')
         return '\n'.join(line(i).rstrip() for i in ids) + (f'\n{len(names) - len(ids)} more' if len(ids) < len(names) else '')
 
     def command(self, line:str)->str|None: # what to say, or `None` to end
@@ -464,11 +477,11 @@ class Chat:
         return ''   # the prompt says who it is
 
     def loop(self,
-             ask=None, # gives a line, for a prompt; the terminal's when not given
+             ask=None, # gives a line, for a prompt; the terminal's when not given, or what is piped in
              out=None, # where answers go; standard output when not given
             ):
         "Questions and answers until somebody ends it."
-        ask,out = ask or input,out or sys.stdout
+        ask,out = ask or (input if sys.stdin.isatty() else lambda prompt: input()),out or sys.stdout   # what comes through a pipe needs no prompt
         def say(*parts, end='\n'): print(*parts, end=end, file=out, flush=True)
         say(f"{self.server.store.root}: {len(self.names)} client{'s' if len(self.names) > 1 else ''}, {self.server.cfg.model}. /help says what there is.")
         while True:
@@ -484,6 +497,6 @@ class Chat:
                     if text: say(text)
                     continue
                 for piece in self.answer(line): say(piece, end='')
-                say()
+                say(f'\n(that was too long for `max_length` {self.prompter.max_length}: the model was not given {self.cut:,} tokens of it)' if self.cut else '')
             except KeyboardInterrupt: say(' (stopped)')
             except ValueError as e: say(e)   # what was asked for isn't there, or the prompt doesn't take it

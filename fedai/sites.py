@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .config import ConfigError, FedConfig, dump_config, load_config
 from .partition import natural
-from .utils import can_write, only_one, write_json, write_text
+from .utils import can_write, only_one, plural, write_json, write_text
 
 # %% ../nbs/15a_sites.ipynb #cee889dc
 def _crypto():
@@ -289,7 +289,7 @@ def _serve(cfg, folder, clients, listen, wait, out):
         for c in clients: c['node'] = control.register(folder/'clients'/f"{c['name']}.pub")
         write_json(folder/'clients.json', clients)
         door = _open_gate(folder, listen, port)
-        print(f"{len(clients)} clients are registered, and may connect to {listen[0]}:{listen[1]}", file=out, flush=True)
+        print(f"{plural(len(clients), 'client')} registered; connections at {listen[0]}:{listen[1]}", file=out, flush=True)
         run = control.run(config=str(folder/'config.yaml'), folder=str(folder), wait=float(wait), starter=os.getpid())
         while True:
             time.sleep(.5)
@@ -423,6 +423,6 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, ended)
     node = _SuperNode(superlink, key, ca, trainer, trainer.write)
     try:
-        trainer.write(f"{len(trainer.data['train'])} examples for training, {len(trainer.data['test'])} for the test; waiting for {superlink}")
+        trainer.write(f"{plural(len(trainer.data['train']), 'example')} for training, {len(trainer.data['test'])} for the test; waiting for {superlink}")
         node.serve()
     finally: node.close()

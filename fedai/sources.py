@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np, xxhash
 from .config import ConfigError, near
-from .prompts import DataError, _check_text, _short, check_example, check_messages, conversation_examples
+from .prompts import DataError, _check_line, _check_text, _short, check_example, check_messages, conversation_examples
 from .utils import key_seed, rng
 
 # %% ../nbs/03b_sources.ipynb #6173b0b9
@@ -201,6 +201,7 @@ def _label(v, name, where, rec=()):
     if isinstance(v, (dict,list,tuple,bytes)): raise DataError(f"{where}: `{name}` must be text or a number, got {type(v).__name__}")
     if v != v: raise DataError(f"{where}: `{name}` is NaN")
     _check_text(v := str(v), name, where)
+    _check_line(v, name, where)
     return v
 
 class _Schema:
@@ -320,7 +321,7 @@ _guesses = dict(instruction=('question','query','prompt','problem','text','input
 
 class Source:
     "A stream of examples, each a dict that `check_example` accepts."
-    version = 2      # of what comes out for the same files; part of the fingerprint
+    version = 3      # of what comes out for the same files; part of the fingerprint
     max_named = 100  # dropped examples that are named
 
     def __init__(self,
@@ -361,7 +362,8 @@ class Source:
 
     def _nowhere(self, got):
         beside = [p.name for p in self.here.parent.iterdir()] if self.here.parent.is_dir() else []
-        return ConfigError('data', "'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded" + near(self.here.name, beside), got)
+        hint = near(self.here.name, beside) or ('' if self.here.is_absolute() else f' (seen from {Path.cwd()})')
+        return ConfigError('data', "'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded" + hint, got)
 
     @property
     def files(self):

@@ -15,7 +15,7 @@ import numpy as np, torch
 from safetensors.torch import save as to_safetensors
 from xxhash import xxh3_64
 from .config import RunError
-from .utils import only_one, write_text
+from .utils import only_one, plural, write_text
 
 # %% ../nbs/06_store.ipynb #0b36f44f
 class StoreError(RunError):
@@ -582,7 +582,7 @@ class AdapterStore:
             if n != self.round: bad.append(f"{self.root/'history.jsonl'}: expected {self.round} rounds, got {n}")
         return bad
 
-    def __repr__(self): return f"AdapterStore({str(self.root)!r}): round {self.round}, {len(self.latest)} clients with a state of their own"
+    def __repr__(self): return f"AdapterStore({str(self.root)!r}): round {self.round}, {plural(len(self.latest), 'client')} with a state of {'its' if len(self.latest) == 1 else 'their'} own"
 
 # %% ../nbs/06_store.ipynb #1f02e363
 def load_old_state(path:str|Path, # a pytorch_model.pth with a dict of tensors

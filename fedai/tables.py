@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from xxhash import xxh3_64_intdigest
 from .partition import natural
 from .prompts import DataError, Encoded, Prompter
-from .utils import atomic_file, cache_dir, write_json
+from .utils import atomic_file, cache_dir, plural, write_json
 
 # %% ../nbs/03d_tables.ipynb #4cdd20b0
 def question_key(ex:dict, # an example
@@ -70,7 +70,9 @@ def _there(folder):
 
 class ExampleTable(_Mapped):
     "Examples in a folder's Arrow file, read one by one."
-    def __init__(self, folder:str|Path):
+    def __init__(self,
+                 folder:str|Path, # with examples.arrow and about.json
+                ):
         self.folder = Path(folder)
         super().__init__(self.folder/'examples.arrow')
         self.about = json.loads((self.folder/'about.json').read_text())   # dropped: how many could not be used; where: places and reasons of the first of them
@@ -106,7 +108,9 @@ class ExampleTable(_Mapped):
             dropped = getattr(source, 'dropped', [])   # written first: where there are examples, it is there
             write_json(folder/'about.json', dict(dropped=getattr(source, 'dropped_count', len(dropped)), where=[list(o) for o in dropped]))
 
-    def example(self, i:int)->dict:
+    def example(self,
+                i:int, # a row
+               )->dict: # with the keys that aren't empty
         "The example in row `i`."
         b,j = self.batches[i//ROWS],i % ROWS
         out = {}
@@ -136,7 +140,7 @@ class ExampleTable(_Mapped):
         for i in pc.indices_nonzero(t['messages'].is_valid()).to_pylist(): texts[i] = question_text(dict(messages=json.loads(t['messages'][i].as_py())))
         return texts
 
-    def take(self, rows)->'Examples': return Examples(self, rows)
+    def take(self, rows)->'Examples': return Examples(self, rows) # rows by number
     def __reduce__(self): return _there,(self.folder,)   # another process maps the same files
     def place(self, i:int)->str: return self.batches[i//ROWS].column('place')[i % ROWS].as_py() or f'example {i}' # where it comes from, for errors
 
@@ -153,9 +157,9 @@ class TokenTable(_Mapped):
     "Tokens of a table's examples, in the same rows."
     @classmethod
     def write(cls,
-              table:ExampleTable,
-              prompter:Prompter,
-              path:str|Path,
+              table:ExampleTable, # whose examples
+              prompter:Prompter,  # makes the tokens
+              path:str|Path,      # of the file
              ):
         "Tokenise all rows of a table into a file, all or nothing."
         ids = pa.list_(pa.int32())
@@ -178,9 +182,12 @@ class TokenTable(_Mapped):
         "How long the examples are; -1 where one has no tokens."
         return np.stack([pc.fill_null(pc.list_value_length(self.column(c)), -1).to_numpy() for c in ('prompt','answer')], 1)
 
-    def error(self, i:int)->str: return self.batches[i//ROWS].column('error')[i % ROWS].as_py()
+    def error(self, i:int)->str: # why row i has no tokens
+        return self.batches[i//ROWS].column('error')[i % ROWS].as_py()
 
-    def encoded(self, i:int)->Encoded:
+    def encoded(self,
+                i:int, # a row that has tokens
+               )->Encoded:
         "The tokens in row `i`."
         b,j = self.batches[i//ROWS],i % ROWS
         return Encoded(*(b.column(c)[j].values.to_numpy().tolist() for c in ('prompt','answer')), int(self.cut[i]))
@@ -189,7 +196,7 @@ class TokenTable(_Mapped):
 class Examples(Sequence):
     "Some rows of a table, as a list of examples that stay on the disk until they are looked at."
     def __init__(self,
-                 table:ExampleTable,
+                 table:ExampleTable, # where they are
                  rows,   # their numbers
                 ):
         self.table,self.rows = table,np.asarray(rows, dtype=np.int64)
@@ -202,7 +209,10 @@ class Examples(Sequence):
     @property
     def questions(self)->np.ndarray: return self.table.questions[self.rows] # (n,) uint64
 
-    def encoded(self, prompter, on_bad='error'):
+    def encoded(self,
+                prompter:Prompter, # makes the tokens
+                on_bad='error',    # or 'drop' what can't be tokenised
+               )->tuple:
         "As `encode_all` gives: those that have tokens, the tokens, how many have none, how many prompts are cut."
         t = self.table.tokens(prompter)
         good = t.good[self.rows]
@@ -211,11 +221,14 @@ class Examples(Sequence):
         return Examples(self.table, kept),Tokens(t, kept),int((~good).sum()),int((t.cut[kept] > 0).sum())
 
     def __eq__(self, other): return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a,b in zip(self, other))
-    def __repr__(self): return f"{len(self)} examples in {self.table.folder}"
+    def __repr__(self): return f"{plural(len(self), 'example')} in {self.table.folder}"
 
 class Tokens(Sequence):
     "Tokens of some rows of a table, read when they are asked for."
-    def __init__(self, table:TokenTable, rows): self.table,self.rows = table,rows
+    def __init__(self,
+                 table:TokenTable, # where they are
+                 rows:np.ndarray,  # (n,) their numbers
+                ): self.table,self.rows = table,rows
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.table.encoded(int(self.rows[i])) if isinstance(i, (int,np.integer)) else Tokens(self.table, self.rows[i])
     def lengths(self)->np.ndarray: return self.table.lengths[self.rows] # (n, 2) tokens of prompt and answer

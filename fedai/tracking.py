@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from .config import ConfigError, near
 from .graphs import plot_graph
-from .utils import aligned, duration, spread
+from .utils import aligned, duration, picture_text, plural, spread
 
 # %% ../nbs/11_tracking.ipynb #344f3845
 class Callback:
@@ -24,14 +24,47 @@ class Callback:
         for k in vars(cls):
             if k.startswith(('before_','after_')) and k not in events: warnings.warn(f'{cls.__name__}.{k} is called at no event of fedai' + near(k, events))
 
-    def before_fit(self, server): pass
-    def before_round(self, server, comm_round, ids): pass
-    def after_step(self, server, comm_round, done, steps): pass   # of clients that train together
-    def after_client(self, server, comm_round, id, metrics): pass
-    def after_mix(self, server, comm_round, M): pass
-    def after_round(self, server, record): pass
-    def after_fit(self, server): pass
-    def after_stop(self, server): pass
+    def before_fit(self,
+                   server, # whose run it is; the same in all events
+                  ):
+        "Before the first round of this process."
+
+    def before_round(self, server,
+                     comm_round:int, # t, from 0
+                     ids:list,       # the clients of the round
+                    ):
+        "The clients of a round are known."
+
+    def after_step(self, server,
+                   comm_round:int, # t, from 0
+                   done:int,       # steps that these clients have taken
+                   steps:int,      # of how many in the round
+                  ):
+        "Clients that share a batch have taken a step."
+
+    def after_client(self, server,
+                     comm_round:int, # t, from 0
+                     id:int,         # of its row: the client's, but where an algorithm trains several rows for each
+                     metrics:dict,   # what came out of its training: `loss`, `tokens`, ...
+                    ):
+        "A client's trained state is saved."
+
+    def after_mix(self, server,
+                  comm_round:int, # t, from 0
+                  M:np.ndarray,   # (K, K) what went into what
+                 ):
+        "The mixed states are written, not yet committed."
+
+    def after_round(self, server,
+                    record:dict, # the round's line in the history
+                   ):
+        "A round is committed."
+
+    def after_fit(self, server):
+        "All rounds are done."
+
+    def after_stop(self, server):
+        "The rounds end before their time: an error, or Ctrl-C."
 
 # %% ../nbs/11_tracking.ipynb #15d8048e
 class Progress(Callback):
@@ -51,7 +84,10 @@ class Progress(Callback):
         # without a terminal or notebook the bar would fill a log file
         self.bar = tqdm(total=self.total, file=sys.stdout if notebook else sys.stderr, disable=not (sys.stderr.isatty() or notebook), leave=False, dynamic_ncols=True, bar_format='{bar}')
 
-    def line(self, text):
+    def line(self,
+             text:str, # without a line break
+            ):
+        "A line above the bar, or where there is none just a line."
         if self.bar is None or self.bar.disable: print(text, file=self.out, flush=True)
         else: self.bar.write(text, file=self.out or sys.stdout)
 
@@ -103,7 +139,7 @@ class Progress(Callback):
         for i,why in record.get('failed', {}).items(): self.line(f"{server.names[int(i) % server.num_clients] if server.names else f'client {i}'} is left out of round {record['round']+1}: {why}")
         extra = ''.join(f'  {name} {record[k]:.3f}' for k,name in (('mean_test_loss','test loss'),('holdout_loss','holdout loss')) if k in record)
         left = f'  {self.left}' if self.left and self.round < self.rounds else ''
-        self.line(f"round {record['round']+1}/{server.cfg.rounds}  {len(record['selected'])} clients  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s{left}")
+        self.line(f"round {record['round']+1}/{server.cfg.rounds}  {plural(len(record['selected']), 'client')}  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s{left}")
 
     def after_fit(self, server): self.close()
     def after_stop(self, server): self.close()
@@ -173,14 +209,14 @@ def plot_run(history,     # the records of a run's rounds
         for i in clients:
             at = [(r['round']+1, r[k][str(i)]) for r in rows if str(i) in r[k]]
             name = tasks[i] if tasks else 'client'
-            ax.plot(*zip(*at), color=colours[name], lw=1, alpha=.8, marker='.', ms=4, label=None if name in seen else name)
+            ax.plot(*zip(*at), color=colours[name], lw=1, alpha=.8, marker='.', ms=4, label=None if name in seen else picture_text(name))
             seen.add(name)
         ax.plot([r['round']+1 for r in rows], [r[m] for r in rows], color='black', lw=2.5, label='mean')
         ax.set(xlabel='round', title=title, ylim=(0, 1.05*max(v for r in rows for v in r[k].values())))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=.3)
-        if len(names) <= 10: ax.legend(fontsize=8)
     axs[0][0].set_ylabel('nats per answer token' if tasks else 'loss')
+    if kinds and len(names) <= 10: fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside lower left', ncols=5*n//2, frameon=False, fontsize=8)   # below, where it hides no curve
     if A is not None: plot_graph(A, tasks, ax=axs[0][-1])
     return fig
 

@@ -77,8 +77,8 @@ class TextTask:
     "Instructions and answers for a causal language model."
     draws_when_read = False
     def __init__(self,
-                 cfg:FedConfig,
-                 tokenizer,
+                 cfg:FedConfig, # the run's settings
+                 tokenizer,   # the model's
                  prefix=None, # `Prefix` of the model, where its lower layers never change
                 ):
         self.cfg,self.tokenizer,self.prefix = cfg,tokenizer,prefix
@@ -229,7 +229,7 @@ class ModuleTask:
     draws_when_read = True   # a dataset may augment its examples at random
 
     def __init__(self,
-                 cfg:FedConfig,
+                 cfg:FedConfig, # the run's settings
                  criterion, # called with (outputs, targets); the mean over the batch, as torch's losses give
                 ):
         if (how := getattr(criterion, 'reduction', None)) in ('sum','none'): raise ConfigError('criterion', "one with reduction='mean'", how)

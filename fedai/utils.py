@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['key_seed', 'rng', 'keyed_torch', 'sync_dir', 'atomic_file', 'write_text', 'write_json', 'cache_dir', 'only_one',
-           'spread', 'duration', 'existing', 'aligned', 'can_write', 'LazyList']
+           'spread', 'plural', 'duration', 'existing', 'aligned', 'can_write', 'short', 'picture_text', 'LazyList']
 
 # %% ../nbs/01_utils.ipynb #40b07274
 import hashlib, json, os, uuid
@@ -121,6 +121,12 @@ def spread(items, # a list or range
     "Some items, evenly spread, the first and the last among them; all where there are no more than `n`."
     return [items[i] for i in np.unique(np.linspace(0, len(items)-1, min(n, len(items))).round().astype(int))]
 
+def plural(n:int,     # how many
+           what:str,  # what one of them is called
+          )->str:     # such as '1 client' and '1,200 clients'
+    "A number of things."
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
 def duration(s:float, # seconds
             )->str:   # two or three digits and a unit
     "A time in words."
@@ -151,6 +157,23 @@ def can_write(path:str|Path, # of a folder, which needn't be there
     there = existing(path)
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
+# %% ../nbs/01_utils.ipynb #d5124f92
+def short(s:str, # a name
+          n:int, # characters that there is room for
+         )->str:
+    "A name, without its middle where it is too long: names often differ at their ends."
+    return s if len(s) <= n else s[:n-1-n//2] + '…' + s[-(n//2):]
+
+def picture_text(s,    # a name, or what has one as text
+                 n=24, # characters that there is room for
+                )->str: # for matplotlib
+    "A name as it can stand in a picture: short, in one line, no formula, of signs that the font has."
+    from matplotlib import font_manager, rcParams
+    fonts = [font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=[f]))) for f in rcParams['font.family']]
+    s = short(' '.join(''.join(c if c.isprintable() else ' ' for c in str(s)).split()), n)
+    s = ''.join(c if any(f.get_char_index(ord(c)) for f in fonts) else '□' for c in s)
+    return (' ' if s.startswith('_') else '') + s.replace('$', r'\$')
+
 # %% ../nbs/01_utils.ipynb #1e29fe94
 class LazyList(Sequence):
     "The clients of `server`, each built by `client_class(server, id)` when it is first used."
@@ -176,4 +199,4 @@ class LazyList(Sequence):
         while len(self.alive) > self.max_alive: self.alive.popitem(last=False)
         return self.alive[k]
 
-    def __repr__(self): return f"{len(self)} clients, {len(self.alive)} alive"
+    def __repr__(self): return f"{plural(len(self), 'client')}, {len(self.alive)} alive"

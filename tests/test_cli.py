@@ -39,10 +39,11 @@ def said(capsys):
     ('run nowhere.yaml', '`config`: expected a YAML file'), ('run .', '`config`: expected a YAML file'), ('run bad.yaml', "`lrr`: expected a known field (did you mean 'lr'?)"), ('run broken.yaml', '`config`: expected readable YAML'), ('run list.yaml', '`field: value` lines'),
     ('run --data nowhere', '`data`: expected'), ('run --name miras --data ok.jsonl --partition iid --num_clients 2 --model tiny', "did you mean 'mira'?"), ('run --model nowhere/none --data ok.jsonl --partition iid --num_clients 2', 'nowhere/none'),
     ('run --data empty.jsonl --model tiny', 'line 1'), ('plan --jsn', "did you mean '--json'?"), ('plan --hours soon --data ok.jsonl', '`hours`'), ('show-data --clients  --data ok.jsonl', 'expected one argument'), ('show-data --examples x', 'invalid int value'),
-    ('compare', '`tasks`'), ('compare bad.yaml', 'lrr'), ('resume', 'RUN'), ('resume nowhere', '`run`: expected the folder of a run'), ('resume .', '`run`: expected the folder of a run'), ('resume RUN --lr 3', '`--lr`: expected a setting that may change here (`fedai resume --help` has them)'),
+    ('compare', '`tasks`'), ('compare bad.yaml', 'lrr'), ('compare --seeds a --data ok.jsonl', "`seeds`: expected a list of different whole numbers of at least 0, got ['a']"), ('compare --tune null', '`tune`: expected {label'), ('compare --sweep null', '`sweep`: expected {field'),
+    ('run --data away/no.jsonl', '(seen from /'), ('run --model tiny --data ok.jsonl --partition iid --num_clients 2 --min_clients 3 --graph ring', '`min_clients`: expected at most 2, the clients of a round, got 3'), ('resume', 'RUN'), ('resume nowhere', '`run`: expected the folder of a run'), ('resume .', '`run`: expected the folder of a run'), ('resume RUN --lr 3', '`--lr`: expected a setting that may change here (`fedai resume --help` has them)'),
     ('resume RUN --rouns 3', "did you mean '--rounds'?"), ('resume RUN --rounds 1', '`rounds`: expected at least 2'), ('test nowhere', '`run`: expected the folder of a run'), ('test RUN --cross los', "did you mean 'loss'?"), ('test RUN --versus nowhere', '`versus`: expected the folder of a run that was tested'), ('test RUN --rounds 3', '`--rounds`: expected a setting that may change here'),
     ('graph nowhere', '`config`: expected a YAML file'), ('graph .', '`run`: expected the folder of a run'), ('graph RUN --to x.gif', '`to`: expected a name that ends in .png'), ('graph RUN --to no/x.png', '`to`: expected a file in a folder that exists'), ('graph fedavg.yaml', '`name`: expected an algorithm with a graph'), ('graph learned.yaml', '`graph`: expected one that is known before'),
-    ('init ok.jsonl', "`file`: expected one that isn't there yet"), ('init no/x.yaml', '`file`: expected a file that can be written'), ('check nowhere', '`run`: expected the folder of a run'), ('algorithms --imports no.py', '`imports`: expected existing Python files'), ('run --imports no.py --data ok.jsonl --partition iid --num_clients 2', '`imports`')])
+    ('init ok.jsonl', "`file`: expected one that isn't there yet"), ('init no/x.yaml', '`file`: expected a file that can be written'), ('check nowhere', '`run`: expected the folder of a run'), ('algorithms --imports no.py', '`imports`: expected existing Python files (seen from /'), ('run --imports no.py --data ok.jsonl --partition iid --num_clients 2', '`imports`')])
 def test_a_mistake_is_a_line(made, said, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     for name,text in {'bad.yaml': 'lrr: 1', 'broken.yaml': 'a: [', 'list.yaml': '[1]', 'empty.jsonl': '{"instruction": ""}', 'ok.jsonl': '\n'.join(json.dumps(dict(instruction=f'say {i}', output='x')) for i in range(40)),
@@ -247,9 +248,34 @@ def test_scripts_for_other_shells_name_everything(shell, said):
     for path,p in PARSERS.items():
         for a in p._actions:
             for o in a.option_strings[-1:]: assert (o if shell == 'zsh' else f'-l {o[2:]} ') in out
-    if shutil.which(shell):
-        r = subprocess.run([shell, '-n'], input=out, capture_output=True, text=True)
-        assert r.returncode == 0, r.stderr
+
+def zsh_offers(script, line):
+    "What the function hands to zsh's own: words, `word:help`, and FILES for file names."
+    own = "compdef() { }; _files() { print FILES }; compadd() { shift; print -rl -- $@ }; _describe() { print -rl -- $found }"
+    words = line.split(' ')
+    r = subprocess.run(['zsh', '-f', '-c', f'{own}; . {script}; words=({" ".join(w if w else chr(39)*2 for w in words)}); CURRENT={len(words)}; _fedai'], capture_output=True, text=True)
+    assert r.returncode == 0 and not r.stderr, r.stderr
+    return dict(o.partition(':')[::2] for o in r.stdout.splitlines())
+
+def fish_offers(script, line):
+    r = subprocess.run(['fish', '-N', '-c', f"source {script}; complete -C '{line}'"], capture_output=True, text=True)
+    assert r.returncode == 0 and not r.stderr, r.stderr
+    return dict(o.partition('\t')[::2] for o in r.stdout.splitlines())
+
+@pytest.mark.parametrize('shell,offers', [('zsh', zsh_offers), ('fish', fish_offers)])
+def test_other_shells_complete(shell, offers, tmp_path):
+    if not shutil.which(shell): pytest.skip(f'{shell} is not installed')
+    p = tmp_path/f'c.{shell}'
+    p.write_text(cli.completion(shell))
+    got = offers(p, 'fedai ')
+    assert got.keys() >= {'run','resume','test','flower'} and got['run'].startswith('train, test and write a scorecard') and got['chat'] == 'talk to a client’s model'
+    assert set(offers(p, 'fedai run --engine ')) == {'auto','batched','sequential','ray','flower'} and set(offers(p, 'fedai run --use_rslora ')) == {'true','false'}
+    assert offers(p, 'fedai flower keys ').keys() >= {'server','site'} and 'run' not in offers(p, 'fedai flower keys ')
+    got = offers(p, 'fedai resume x --')
+    assert '--rounds' in got and '--lr' not in got and got['--memory_gb'].startswith('memory for activations and client states, in GB; nothing: half')
+    assert '--clients' in offers(p, 'fedai plan --json --')   # a flag takes no value
+    files = offers(p, 'fedai run --data ')
+    assert '--lr' not in files and (files == {'FILES': ''} if shell == 'zsh' else 'run' not in files)
 
 # --- stopping ---
 

@@ -78,6 +78,24 @@ def test_finished_cells_are_kept_and_changed_data_is_refused(make_cfg):
     other = lambda c: [{**d, 'train': d['train'][::-1]} for d in client_data(4)]
     with pytest.raises(ConfigError, match='other data'): compare(cfg.replace(rounds=2), **{**args, 'data': other}, out=out)
 
+def test_a_finished_comparison_of_data_that_says_how_many_clients_there_are(make_cfg):
+    "A cell's config has the number of clients filled in, the comparison's needn't."
+    cfg,out = make_cfg(rounds=1, num_clients=None),io.StringIO()
+    args = dict(ARGS, tune=None, seeds=[0], out=out)
+    first = compare(cfg, **args)
+    marks = {p: p.stat().st_mtime_ns for p in Path(cfg.output_dir).rglob('cell.json')}
+    assert compare(cfg, **args).rows == first.rows and len(marks) == 3 and all(p.stat().st_mtime_ns == t for p,t in marks.items())
+
+def test_other_settings_than_in_the_folder_are_refused_before_anything_runs(make_cfg):
+    cfg,out = make_cfg(rounds=1),io.StringIO()
+    compare(cfg, **{**ARGS, 'seeds': [0]}, out=out)
+    ran = out.getvalue()
+    for changed,args,message in [(dict(local_step=9), {}, '`local_step`: expected 2'),
+                                 ({}, dict(tune={'*': {'lr': [.2,.3]}}), '`lr`: expected 0.1, as in .*tune'),
+                                 ({}, dict(algorithms=['ditto','local'], seeds=[1,0], tune=None), '`lr`: expected .*local')]:   # what comes first is new, what comes later is there
+        with pytest.raises(ConfigError, match=message): compare(cfg.replace(**changed), **{**ARGS, 'seeds': [0], **args}, out=out)
+    assert out.getvalue() == ran and not (Path(cfg.output_dir)/'ditto').exists()
+
 def test_a_diverged_trial_loses_and_a_diverged_cell_is_an_error(make_cfg):
     from fedai.training import NonFiniteLoss
     def net():
@@ -129,7 +147,7 @@ def test_killed_and_gone_on_with(tmp_path):
         assert number() == 0, (tmp_path/'log').read_text()
     for o in ('compare.csv','compare.md','compare.json'): assert (tmp_path/'a'/o).read_bytes() == (tmp_path/'b'/o).read_bytes()
 
-@pytest.mark.parametrize('args,message', [(dict(algorithms=['mirra']), "did you mean 'mira'"), (dict(algorithms=[]), '`algorithms`: expected at least one'), (dict(algorithms=['local','local']), 'each once'), (dict(seeds=[]), '`seeds`'), (dict(seeds=[0,0]), '`seeds`'), (dict(seeds=['a']), '`seed`: expected an integer'),
+@pytest.mark.parametrize('args,message', [(dict(algorithms=['mirra']), "did you mean 'mira'"), (dict(algorithms=[]), '`algorithms`: expected at least one'), (dict(algorithms=['local','local']), 'each once'), (dict(seeds=[]), '`seeds`'), (dict(seeds=[0,0]), '`seeds`'), *[(dict(seeds=o), '`seeds`: expected a list of different whole numbers') for o in ('a',['a'],[1.5],[True],[-1])], (dict(callbacks=print), '`callbacks`: expected a list'),
                                           (dict(sweep={'train_sise': [1]}), 'train_sise'), (dict(sweep={'r': []}), '`sweep`'), (dict(sweep={'r': [1], 'm': [1]}), '`sweep`'), (dict(sweep={'r': [4,0]}), '`r`: expected at least 1, got 0'), (dict(tune={'mira': {'lr': [1e-3,1e-2]}}), 'as many trials'),
                                           (dict(tune={'mirra': {'lr': [1]}}), "did you mean 'mira'"), (dict(tune={'*': {'lr': [1e-3,-1]}}), '`lr`: expected a value above 0'), (dict(tune={'*': {'seed': [1,2]}}), 'one value for all'), (dict(tune={'*': {'name': ['mira']}}), '`tune: name`'), (dict(tune=[1]), '`tune`'), (dict(algorithms={'x': {'name': 'mira', 'algorithm_args': {'mu': 1}}}), 'settings of mira, which has none'),
                                           (dict(algorithms={'a/b': {'name': 'mira'}}), 'labels of letters'), (dict(algorithms={'x': {'name': 'mira', 'train_size': 3}}), 'one value for all'), (dict(algorithms={'x': 3}), '`algorithms: x`'), (dict(data=client_data(4)), "`data`: expected a function of a cell's config"), (dict(model=torch.nn.Linear(1, 1)), "`model`: expected a function of a cell's config, which makes a fresh model, got 'Linear'"), (dict(metric='accuracyy'), '`metric`')])

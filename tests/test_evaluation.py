@@ -360,3 +360,12 @@ def test_newcomers_that_are_none(make_cfg):
 @pytest.mark.parametrize('card', [None, {}, {0: {'loss': 1.}}, 'runs/demo'])
 def test_tables_of_what_is_no_scorecard(table, card):
     with pytest.raises(ConfigError, match='`card`: expected a scorecard'): table(card)
+
+def test_a_gain_table_fits_a_terminal():
+    "Three baselines stand beside each other, a fourth below; every number is there once."
+    g = dict(mean=.71, low=.6, high=.82, better=dict(mean=.88))
+    def card(names): return dict(mean={'exact_match': .9}, best={'exact_match': 1.}, interval={'exact_match': [.8,.95]}, gains={n: {'exact_match': g} for n in names}, **{n: dict(best={}) for n in names})
+    three,four = gain_table(card(['base','commonest','average'])),gain_table(card(['base','commonest','average','versus']))
+    assert max(map(len, four.splitlines())) <= 112 and four.count('+0.71 [+0.60, +0.82]  88%') == 4 and four.count('[0.80, 0.95]') == 1
+    table,more = four.split('\n\n')
+    assert table == three.removesuffix(three.splitlines()[-1]).rstrip() and 'over versus' in more.splitlines()[0] and more.splitlines()[2].startswith('exact match')

@@ -475,6 +475,26 @@ def test_it_fits_and_can_be_read(tab, tmp_path, width, scheme, K):
     assert not faint, faint[:5]
 
 @needs_browser
+def test_few_clients_with_long_names(tab, tmp_path):
+    "Clients are counted in whole numbers; of a name that is too long for a list both ends are seen, and all of it by the pointer."
+    long = 'A hospital for children and their parents, on the third floor, ward '
+    tab.open(write_report(write_run(tmp_path/'run', K=3, text=lambda t: t.replace('ward ', long).replace('Task', 'the classification of discharge letters by ICD chapter, part'))))
+    said = tab.js("[...[...document.querySelectorAll('#run0-curves figure')].find(f => f.innerText.startsWith('Clients in a round')).querySelectorAll('svg text[text-anchor=end]')].map(e => e.textContent)")
+    assert said == ['0','1','2','round']
+    options = tab.js("[...document.querySelectorAll('#run0-answers option')].map(e => [e.text, e.title])")
+    assert len(options) == 2
+    for i,(text,title) in enumerate(options): assert len(text) <= 40 and text.startswith('A hospital') and text.endswith(f'ward {i}') and title == f'{long}{i}'
+    # at the width of a telephone a long task leaves a client's numbers in sight
+    tab.look(480)
+    tab.settle()
+    assert tab.js("(() => { const r = document.querySelector('#run0-clients tbody tr').cells; return r[1].getBoundingClientRect().right })()") < 480
+
+def test_settings_are_explained_in_words(tmp_path):
+    page = Page(write_report(write_run(tmp_path/'run', system_prompt='', coupling=.3, graph='tasks')).read_text())
+    rows = {r[0]: r for r in page.tables['Settings that differ from the defaults'][1:]}
+    assert rows['system_prompt'][1:3] == ['empty','nothing'] and not [r for r in rows.values() if '`' in r[3]] and 'lambda_' in rows['coupling'][3]
+
+@needs_browser
 def test_runs_are_shown_one_at_a_time(tab, tmp_path):
     tab.open(write_report([write_run(tmp_path/n, seed=k) for k,n in enumerate('abc')], tmp_path/'p.html'))
     shown = "[...document.querySelectorAll('article.run')].filter(e => e.checkVisibility()).map(e => e.querySelector('h2').innerText)"

@@ -1,6 +1,7 @@
 "What is shipped, loaded by peft and transformers alone, gives what the run's own server gives; what can't be shipped is refused, and nothing half-written stays."
-import json, math, os, subprocess, sys, warnings
+import json, math, os, re, subprocess, sys, warnings
 import pytest, torch
+from html import unescape
 from pathlib import Path
 from unittest.mock import patch
 from huggingface_hub import ModelCard
@@ -16,7 +17,7 @@ from fedai.prompts import Prompter
 from fedai.servers import Server_mira
 from fedai.ship import Chat, client_names, export_adapter, export_all, find_client, open_run, push_folder
 from fedai.store import StoreError
-from fedai.tracking import Trackers
+from fedai.tracking import Callback, Trackers
 
 BUILT_IN = [o['name'] for o in list_algorithms()]
 ADDS = ('flora','fedex')
@@ -139,7 +140,22 @@ def test_the_command_is_one_that_a_shell_takes(make_cfg, tmp_path):
     assert more == ['--port','8001'] and len(modules) == 4 and len(set(modules)) == 4 and all((to/o.split('=')[1]/'adapter_model.safetensors').is_file() for o in modules)
     assert all((to/o['path']).resolve().parent == to.resolve() for o in json.loads((to/'adapters.json').read_text())['adapters'])
 
+def test_names_that_look_alike_have_folders_of_their_own(make_cfg, tmp_path):
+    names = ['x y','x-y-2','x/y','X Y','serve.sh','Kinderklinik Köln','東京']
+    s = run(make_cfg, data=Named(client_data(7), names), num_clients=7)
+    paths = [o['path'] for o in json.loads((export_all(s.cfg.output_dir, tmp_path/'all', data=Named(client_data(7), names))/'adapters.json').read_text())['adapters']]
+    assert len({p.lower() for p in paths}) == 7 and all((tmp_path/'all'/p/'adapter_model.safetensors').is_file() for p in paths)
+
 # the card
+
+def test_names_stay_text_in_the_card(make_cfg, tmp_path):
+    html = pytest.importorskip('markdown_it').MarkdownIt().render
+    names = ['<b>A</b> & co','[x](http://e.org)','*a* `b`','_c_ a_b']
+    s = run(make_cfg, test=True, data=Named(client_data(4), names))
+    for i,n in enumerate(names):
+        card = (export_adapter(s.cfg.output_dir, i, tmp_path/str(i))/'README.md').read_text().split('---', 2)[2]
+        title = re.search('<h1>(.*?)</h1>', html(card))[1]
+        assert not re.search('<[^>]*>', title) and unescape(title) == f'{n}: a LoRA for tiny', (n, title)
 
 def test_the_card_says_what_it_must(make_cfg, tmp_path):
     s = run(make_cfg, test=True)
@@ -328,6 +344,24 @@ def test_commands(make_cfg):
     for o in ('    3  ward 3', 'plus1', 'Ctrl-C stops an answer', '`/client`: expected a number or name after it', "`client`: expected a number from 0 to 3, or a client's name, got '9'", '`/nothing`: expected one of /client', '(Ctrl-D or /quit ends)'): assert o in text, o
     assert play(chat, [])[0] == ['ward 2> ']
 
+def test_a_chat_through_a_pipe_gives_answers_alone(make_cfg):
+    s = run(make_cfg, test=True)
+    out = subprocess.run([sys.executable, '-c', f"from fedai.cli import main; raise SystemExit(main(['chat', {s.cfg.output_dir!r}, '--tokens', '3']))"], input='/client 1\n\n1 + 1 =\n/client 9', capture_output=True, text=True)
+    assert out.returncode == 0 and not out.stderr and '> ' not in out.stdout and "got '9'" in out.stdout, out
+
+def test_a_question_that_is_too_long_says_so(make_cfg):
+    chat = Chat(run(make_cfg, max_length=24).cfg.output_dir, 1, most=2)
+    n = len(chat.prompter.tokenizer(chat.prompter.render(dict(instruction='12 '*40))[0], add_special_tokens=False).input_ids)
+    long,short = (play(chat, [q])[1] for q in ('12 '*40,'1 + 1 ='))
+    said = next(o for o in long if 'max_length' in o)
+    cut = int(re.search(r'given (\d+) tokens', said)[1])
+    assert '`max_length` 24' in said and n - 24 <= cut < n and not [o for o in short if 'max_length' in o]
+
+def test_a_wrong_client_is_found_before_the_model_is_loaded(make_cfg):
+    from fedai import servers
+    s = run(make_cfg)
+    with patch.object(servers.BaseServer, '_make_model', side_effect=AssertionError), pytest.raises(ConfigError, match="got '9'"): Chat(s.cfg.output_dir, '9')
+
 def test_an_answer_that_is_stopped(make_cfg):
     chat = Chat(run(make_cfg).cfg.output_dir, 1, most=50)
     def some(text):
@@ -419,8 +453,11 @@ LOGGER_TYPE_TO_CLASS['told'] = Told
     assert main(['compare', str(tmp_path/'run'/'config.yaml'), '--algorithms', 'local,fedavg', '--seeds', '0', '--output_dir', str(tmp_path/'both')]) == 0
     assert told() == ['told 1 2.0','told 2 2.0']*2
     from fedai.comparison import compare
-    compare(make_cfg(rounds=1, track=['told'], output_dir=str(tmp_path/'compared')), ('local',), (0,), data=lambda cfg: client_data(4))
-    assert told() == ['told 1 4.0']
+    rounds = []
+    class Mine(Callback):
+        def after_round(self, server, record): rounds.append(record['round'])
+    compare(make_cfg(rounds=1, track=['told'], output_dir=str(tmp_path/'compared')), ('local',), (0,), data=lambda cfg: client_data(4), callbacks=[Mine()])
+    assert told() == ['told 1 4.0'] and rounds == [0]   # one's own callbacks come beside it
     for callbacks,n in ((None,2),([],0)):
         get_server(make_cfg(rounds=2, track=['told'], output_dir=str(tmp_path/f'python_{n}')), client_data(4), callbacks=callbacks).fit()
         assert len(told()) == n

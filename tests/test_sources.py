@@ -236,6 +236,7 @@ bad_data = [
     # fields
     ('an empty output', 'jsonl', jl(dict(X, output='')), [', line 2: `output` is empty']),
     ('an output of white space', 'jsonl', jl(dict(X, output=' \n\t')), [', line 2: `output` is empty']),
+    ('names of two lines, or with what a terminal obeys', 'jsonl', jl(dict(X, client='a\nb'), dict(X, task='\x1b[2J')), [", line 2: `client` must be one line without control characters, got 'a\\nb'", ", line 3: `task` must be one line without control characters, got '\\x1b[2J'"]),
     ('an empty instruction', 'jsonl', jl(dict(X, instruction='')), [', line 2: `instruction` is empty']),
     ('no output', 'jsonl', jl(dict(instruction='x'), dict(output='y')), [', line 2: `output` is missing', ', line 3: `instruction` is missing']),
     ('no output in an item', 'json', jlist(dict(instruction='x')), [', item 1: `output` is missing']),
@@ -359,8 +360,8 @@ Q = [dict(instruction=f'{i} plus 1?', output=str(i+1), task='add', hospital=f'h{
 files = {'two/a.jsonl': lines(*Q), 'two/b.jsonl': lines(*Q), 'one.jsonl': lines(*Q), 'long/a.jsonl': lines(*Q, dict(instruction='x', output='y'*600)), 'long/b.jsonl': lines(*Q), 'small/a.jsonl': lines(Q[0]), 'small/b.jsonl': lines(*Q), 'doc/a.docx': 'x', 'unknown/a.jsonl': lines(dict(foo='x', bar='y')),
          'ends/a.jsonl': lines(*Q, dict(instruction='x', output='a<|end|>b')), 'ends/b.jsonl': lines(*Q), 'splits/dataset_dict.json': '{"a": 1}', 'lines.yaml': 'data: two\ncolumns: instruction\n', 'typo.yaml': 'dta: two\n', 'nothing/.keep': ''}
 wrong = [
-    ('nowhere', "`data`: expected 'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded, got \"nowhere (ConnectionError"), ('tow', "(did you mean 'two'?), got \"tow (ConnectionError"),
-    ('away/x.jsonl', "that can be loaded, got 'away/x.jsonl'"), ('oen.jsonl', "(did you mean 'one.jsonl'?), got 'oen.jsonl'"), ('/no/such/folder', "that can be loaded, got '/no/such/folder'"), ('nothing', "`data`: expected at least one file (.jsonl, "), ('two/*.csv', "`data`: expected at least one file (.jsonl, "),
+    ('nowhere', "`data`: expected 'reasoning-gym', a file or folder that is there, or a Hugging Face dataset that can be loaded (seen from /"), ('tow', "(did you mean 'two'?), got \"tow (ConnectionError"),
+    ('away/x.jsonl', "that can be loaded (seen from /"), ('away/x.jsonl', "), got 'away/x.jsonl'"), ('oen.jsonl', "(did you mean 'one.jsonl'?), got 'oen.jsonl'"), ('/no/such/folder', "that can be loaded, got '/no/such/folder'"), ('nothing', "`data`: expected at least one file (.jsonl, "), ('two/*.csv', "`data`: expected at least one file (.jsonl, "),
     ("''", "`data`: expected 'reasoning-gym', a file, a folder, a pattern or the name of a Hugging Face dataset, got ''"), ('doc', "`data`: expected files named .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow and no others, or a pattern such as 'doc/*.jsonl', got 'doc/a.docx'"),
     ('long', 'long/a.jsonl, line 21: the answer has 601 tokens, which leaves no room for a question in `max_length` 512'), ('ends', "ends/a.jsonl, line 21: `output` contains the end-of-sequence token '<|end|>'"), ('unknown', "unknown/a.jsonl, line 1: no known format in the columns 'foo', 'bar'; say which is which"),
     ('small', 'client a: expected at least 2 different questions (`min_examples`), got 1'), ('splits', 'splits/dataset_dict.json: expected {"splits": [...]}, as `save_to_disk` writes it'), ('one.jsonl', '`partition`: expected a way to make clients out of one file'),
