@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from .algorithms import import_user_code
 from .config import ConfigError, FedConfig, RunError, dump_config, load_config, near
 from .evaluation import headline
-from .lm import base_of, new_cache
+from .lm import base_of, learned_positions, new_cache
 from .models import _quiet, convert_gguf, find_model, get_tokenizer
 from .servers import BaseServer, algorithm_classes
 from .store import AdapterStore, write_row
@@ -428,7 +428,7 @@ class Chat:
             e = self.prompter.encode(ex)
             self.cut = e.cut
             ids,cache = torch.tensor([e.prompt], device=model.device),new_cache(model) if growing else None
-            for _ in range(self.most):
+            for _ in range(min(self.most, learned_positions(model) + 1 - len(e.prompt))):
                 new = model(input_ids=ids, past_key_values=cache, use_cache=growing).logits[:,-1].argmax(1)
                 if (t := new.item()) in ends: return
                 yield t

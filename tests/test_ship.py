@@ -344,6 +344,20 @@ def test_commands(make_cfg):
     for o in ('    3  ward 3', 'plus1', 'Ctrl-C stops an answer', '`/client`: expected a number or name after it', "`client`: expected a number from 0 to 3, or a client's name, got '9'", '`/nothing`: expected one of /client', '(Ctrl-D or /quit ends)'): assert o in text, o
     assert play(chat, [])[0] == ['ward 2> ']
 
+def test_an_answer_ends_where_a_model_has_no_more_positions(make_cfg, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=None, eos_token_id=1))
+    with torch.no_grad():   # it says token 7 for ever
+        gpt2.transformer.ln_f.weight.zero_()
+        gpt2.transformer.ln_f.bias.copy_(gpt2.transformer.wte.weight[7].mul_(100))
+    gpt2.save_pretrained(tmp_path/'gpt2')
+    get_tokenizer(make_cfg()).save_pretrained(tmp_path/'gpt2')
+    s = Server_mira(make_cfg(model=str(tmp_path/'gpt2'), target_modules=['c_attn'], max_length=64, rounds=1), client_data(4), callbacks=[])
+    s.fit()
+    chat = Chat(s.cfg.output_dir, 1, most=200)
+    asked = len(chat.prompter.encode(dict(instruction='one two', output='x')).prompt)
+    assert list(chat.tokens('one two')) == [7]*(64 - asked + 1)   # the last one needs no position
+
 def test_a_chat_through_a_pipe_gives_answers_alone(make_cfg):
     s = run(make_cfg, test=True)
     out = subprocess.run([sys.executable, '-c', f"from fedai.cli import main; raise SystemExit(main(['chat', {s.cfg.output_dir!r}, '--tokens', '3']))"], input='/client 1\n\n1 + 1 =\n/client 9', capture_output=True, text=True)
