@@ -72,7 +72,7 @@ def _stoppable(kept): # called for what to say
             e.code = 128 + (stop.signal or signal.SIGINT)
             raise e from None
 
-def _columns(): return shutil.get_terminal_size().columns if sys.stdout.isatty() else 112   # that a table may have
+def _columns(): return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120   # that a table may have
 
 def _tell_test(server, cfg):
     "Test all clients, and print what came out."

@@ -159,7 +159,7 @@ class Comparison:
         return '\n'.join([line(head), '|' + '|'.join('-'*(w+2) for w in width) + '|', *map(line, lines)])
 
     def text(self,
-             width=112, # characters in a line: references that don't fit beside the means stand below
+             width=120, # characters in a line: references that don't fit beside the means stand below
             )->str:     # lines
         "The summary as a terminal shows it."
         head,lines = self._cells()

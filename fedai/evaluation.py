@@ -123,7 +123,7 @@ def _check_card(card):
 
 def score_table(card:dict, # a scorecard: `BaseServer.scorecard` once `test` has run, or what `scorecard.json` has
                 most=30,   # clients that are shown
-                width=112, # characters in a line: where all don't fit beside each other, the score stands below the loss
+                width=120, # characters in a line: where all don't fit beside each other, the score stands below the loss
                )->str:     # lines of text
     "Per client and over clients: what it must beat, and its own adapter."
     _check_card(card)
@@ -147,7 +147,7 @@ def score_table(card:dict, # a scorecard: `BaseServer.scorecard` once `test` has
     return fitting([some(range(len(head))), '\n\n'.join(map(some, apart))], width) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
 
 def gain_table(card:dict, # a scorecard
-               width=112, # characters in a line: baselines that don't fit beside the others stand below
+               width=120, # characters in a line: baselines that don't fit beside the others stand below
               )->str:     # lines of text
     "Per metric: the mean over clients with its interval, and the gain over each baseline, with its interval and the share of clients that are better off. What nobody has anything of is named below."
     _check_card(card)
