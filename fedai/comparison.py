@@ -87,6 +87,7 @@ def hold_out(data,      # {'train': ..., 'test': ...} a client
 
 # %% ../nbs/13a_comparison.ipynb #171225e4
 _order = ('score','exact_match','accuracy','loss')
+_metrics = (*filter(None, FedConfig.__dataclass_fields__['cross'].metadata['choices']), 'holdout_loss')   # that a test may have
 
 class Comparison:
     "What the algorithms came to: a row for each value of the sweep, algorithm, seed and client."
@@ -294,6 +295,7 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
     if sweep and (not isinstance(sweep, dict) or len(sweep) != 1): raise ConfigError('sweep', 'one field with a list of values', sweep)
     field,values = next(iter(sweep.items())) if sweep else (None,[None])
     if not isinstance(values, (list,tuple)) or not values or len(set(map(str, values))) < len(values): raise ConfigError('sweep', 'one field with a list of different values', sweep)
+    if metric is not None and metric not in _metrics and not cfg.imports and not kwargs.get('client_class'): raise ConfigError('metric', 'one of ' + ', '.join(_metrics) + near(str(metric), _metrics), metric)   # of somebody's own client there may be others
     if not isinstance(callbacks, (list,tuple)): raise ConfigError('callbacks', 'a list of `Callback`s', callbacks)
     grid,root,kwargs = _grid(tune or {}, list(variants)),Path(cfg.output_dir),{**kwargs, 'callbacks': callbacks}
     def at(value, label, seed, settings, *folder):
