@@ -137,6 +137,9 @@ def read_run(folder:str|Path, # of a run, finished or not
         cfg = {**defaults, **read_yaml(root/'config.yaml')}
         K,rounds = cfg['num_clients'],_count(cfg['rounds'], 'rounds')
         if K is not None: _count(K, 'num_clients')
+    who = {}
+    if there('names.json'):
+        with _reading(root/'names.json'): who = {k: dict(enumerate(map(_text, v))) for k,v in _json(root/'names.json').items()}
     if there('state.json'):
         with _reading(root/'state.json'): state = dict((k, _count(_json(root/'state.json')[k], k)) for k in ('round','history_bytes'))
     if there('history.jsonl'):
@@ -153,7 +156,8 @@ def read_run(folder:str|Path, # of a run, finished or not
     seen = [i for r in run['history'] for i in (*r['selected'], *r['failed'])] + [*card['tasks'], *card['untested'], *run['said']]
     run.update(config=cfg, defaults=defaults, changed={k: v for k,v in cfg.items() if k != 'output_dir' and (k not in defaults or v != defaults[k])}, rounds=rounds, K=max(K or 0, 1 + max(seen, default=-1)),
                done=state.get('round', run['history'][-1]['round'] if run['history'] else 0))
-    run['names'],run['tasks'] = [_called(i, card['names'].get(i, '')) for i in range(run['K'])],[card['tasks'].get(i, '') for i in range(run['K'])]
+    names,tasks = {**who.get('names', {}), **card['names']},{**who.get('tasks', {}), **card['tasks']}
+    run['names'],run['tasks'] = [_called(i, names.get(i, '')) for i in range(run['K'])],[tasks.get(i, '') for i in range(run['K'])]
     run['graphs'],run['all_graphs'] = _read_graphs(root, run['K'], run['done'])
     return run
 

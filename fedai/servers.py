@@ -197,11 +197,17 @@ class BaseServer:
         except OSError as e: raise ConfigError('output_dir', 'a folder that can be written', f'{root} ({e.strerror})') from e
         with self.store.locked():
             if not self.store.round and not self._same_start(root):
-                try: self.store.claim(self.identity, ('config.yaml','scorecard.json','generations.jsonl','timing.jsonl','curves.png','cross_evaluation.json','cross_evaluation.png'))
+                try: self.store.claim(self.identity, ('config.yaml','names.json','scorecard.json','generations.jsonl','timing.jsonl','curves.png','cross_evaluation.json','cross_evaluation.png'))
                 except StoreError as e: raise ConfigError('output_dir', 'a new folder or one of a run', str(e)) from e
             self.store.recover()
             self.store.start(self.live.state(), adapter_files(self.model))
             write_text(root/'config.yaml', dump_config(cfg))
+            if who := self._who(): write_json(root/'names.json', who)
+
+    def _who(self):
+        "What the clients are called and their tasks, where the data says: for who looks at a run that isn't tested yet."
+        names,tasks = self.names,self.tasks if self.task_is_text else None
+        return {**({'names': names} if names and names != [str(i) for i in range(self.num_clients)] else {}), **({'tasks': tasks} if tasks else {})}
 
     def _remember(self, records, anew=False):
         "Add rounds to the history, and keep which training data each client had in them."

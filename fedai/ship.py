@@ -107,9 +107,10 @@ def _row(server, i):
 # %% ../nbs/16a_ship.ipynb #f841534a
 def client_names(server, # a server, such as `open_run` gives
                 )->list: # K texts
-    "What the clients are called, once a run was tested or where the data says; 'client 3' otherwise."
-    names = _scores(server).get('names') or dict(enumerate(server.names or []))
-    return [names.get(str(i), names.get(i, f'client {i}')) for i in range(server.num_clients)]
+    "What the clients are called, where the data says; 'client 3' otherwise."
+    p = server.store.root/'names.json'
+    names = (_read_json(p, p.stat().st_mtime_ns) if p.is_file() else {}).get('names') or server.names
+    return [names[i] if names else f'client {i}' for i in range(server.num_clients)]
 
 def find_client(server, # a server, such as `open_run` gives
                 client, # a client's number, or its name; a text that is both is a name
@@ -119,7 +120,7 @@ def find_client(server, # a server, such as `open_run` gives
     if isinstance(client, str) and names.count(client) == 1: return names.index(client)
     if isinstance(client, str) and client.isdecimal() and client.isascii() or type(client) is int:
         if 0 <= int(client) < K: return int(client)
-    raise ConfigError('client', f"a number from 0 to {K-1}, or a client's name" + (near(client, names) if isinstance(client, str) else '') + ('' if _scores(server).get('names') else ' (which are known once a run was tested)'), client)
+    raise ConfigError('client', f"a number from 0 to {K-1}, or a client's name" + (near(client, names) if isinstance(client, str) else ''), client)
 
 # %% ../nbs/16a_ship.ipynb #d30a1dea
 @contextmanager

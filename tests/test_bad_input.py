@@ -154,7 +154,7 @@ def test_folder_of_another_run(make_cfg, tmp_path):
     with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'): Server_mira(make_cfg(output_dir=str(mine)), client_data(4), callbacks=[])
     assert (mine/'7'/'thesis.txt').read_text() == 'all my work'
 
-@pytest.mark.parametrize('name', ['config.yaml','history.jsonl','0','3','scorecard.json'])
+@pytest.mark.parametrize('name', ['config.yaml','history.jsonl','0','3','scorecard.json','names.json'])
 def test_files_of_somebody_else_are_never_touched(make_cfg, tmp_path, name):
     p = tmp_path/'mine'/name
     p.parent.mkdir()

@@ -1,5 +1,5 @@
 "The report: what stands on the page against the run's files, by another parser and in a browser."
-import json, math, re, subprocess, sys
+import json, math, re, shutil, subprocess, sys
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pytest, yaml
@@ -69,6 +69,14 @@ def a_run(tmp_path_factory):
 
 def read(p): return json.loads(p.read_text())
 def lines(p): return [json.loads(o) for o in p.read_text().splitlines()]
+
+def test_a_run_that_is_not_tested_yet_has_its_clients_names_and_tasks(a_run, tmp_path):
+    shutil.copytree(a_run, tmp_path/'going')
+    for o in ('scorecard.json','generations.jsonl','cross_evaluation.json'): (tmp_path/'going'/o).unlink()
+    (one,),(whole,) = (Page(write_report(o, tmp_path/f'{k}.html').read_text()).runs for k,o in enumerate((tmp_path/'going', a_run)))
+    assert one['names'] == whole['names'] and (one['tasks'],one['task']) == (whole['tasks'],whole['task']) and len(set(one['names'])) == 5
+    (tmp_path/'going'/'names.json').write_text('{"names": 3}')
+    with pytest.raises(ConfigError, match='names.json'): write_report(tmp_path/'going', tmp_path/'x.html')
 
 def test_page_says_what_the_files_say(a_run, tmp_path):
     page = Page(write_report(a_run, tmp_path/'page.html', answers=3).read_text())

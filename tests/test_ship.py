@@ -184,6 +184,11 @@ def test_the_cards_code_runs(name, merge, make_cfg, tmp_path, monkeypatch):
     torch.testing.assert_close(logits(there['model'], ids_of(s.cfg)), want, rtol=1e-4, atol=1e-5)
     assert there['tokenizer']('3').input_ids == s.tokenizer('3').input_ids
 
+def test_a_client_is_found_by_name_before_the_run_is_tested(make_cfg, tmp_path):
+    s = run(make_cfg)
+    assert not (s.store.root/'scorecard.json').exists()
+    assert (export_adapter(s.cfg.output_dir, 'ward 2', tmp_path/'a')/'README.md').read_text().count('ward 2') and client_names(open_run(s.cfg.output_dir, False)) == [f'ward {i}' for i in range(4)]
+
 def test_a_card_says_that_its_scores_are_old(make_cfg, tmp_path):
     s = run(make_cfg, test=True, rounds=1)
     assert 'The scores are of round' not in (export_adapter(s.cfg.output_dir, 0, tmp_path/'a')/'README.md').read_text()
@@ -200,7 +205,7 @@ def test_bad_input(make_cfg, tmp_path):
     root,to = s.cfg.output_dir,tmp_path/'to'
     for no in (tmp_path/'nowhere', tmp_path): refused('`run`: expected the folder of a run', no, 0, to)
     for i in (-1, 4, '4', '-1', 'nobody', True, 1.5, None, '²', ''): refused('`client`: expected a number from 0 to 3', root, i, to)
-    refused(r"did you mean 'client 1'", root, 'cliet 1', to)
+    refused(r"did you mean 'ward 1'", root, 'wad 1', to)   # known before a test
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'mine').write_text('x')
     (tmp_path/'file').write_text('x')
