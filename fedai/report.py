@@ -306,7 +306,7 @@ _about = dict(own='each client’s own adapter', base='the model before anyone t
 def _tiles(run):
     "The headline numbers."
     H,card = run['history'],run['card']
-    out = [('clients', f"{run['K']:,}", f"{len({t for t in run['tasks'] if t}):,} tasks" if any(run['tasks']) else ''), ('rounds', f"{run['done']:,}", f"of {run['rounds']:,}" if run['done'] < run['rounds'] else 'all done')]
+    out = [('clients', f"{run['K']:,}", plural(len({t for t in run['tasks'] if t}), 'task') if any(run['tasks']) else ''), ('rounds', f"{run['done']:,}", f"of {run['rounds']:,}" if run['done'] < run['rounds'] else 'all done')]
     if tokens := sum(r['tokens'] or 0 for r in H): out.append(('tokens trained on', f'{tokens:,.0f}', ''))
     if s := sum(v or 0 for v in run['seconds'].values()): out.append(('training took', duration(s), f"{tokens/s:,.0f} tokens a second" if tokens and s else ''))
     if card and (k := _headline(card['parts'])):
