@@ -346,7 +346,7 @@ def test_a_federation_on_loopback(tmp_path):
     try:
         for n in ('s0','s1','stranger'): f.site(n)
         f.server()
-        f.wait_for('clients are registered', 'server')
+        f.wait_for('clients registered', 'server')
         eve = Eve(f)   # a SuperNode that came too early asks again ever more seldom
         f.wait_for('the SuperNode ended: the server refuses this key', 'stranger')
         f.wait_for('connected to', 's0')
