@@ -134,6 +134,7 @@ class Trainer:
         for i in ids:
             c = d.client(i)
             if 'marked' not in vars(c): c.fingerprint,c.marked = hashlib.blake2b(c.fingerprint.encode(), key=self.secret[:64], digest_size=16).hexdigest(),True
+            if say['data'].get(str(c.place), c.fingerprint) != c.fingerprint: raise ConfigError('data', 'what this site trained on in earlier rounds of this run (or another `output_dir` at the server)', 'other data')
         if self.only_sums and 'sum' not in say: raise ValueError('sum: expected one, with `--only-sums` at this site; the server wants to see its adapter')
         sent = {int(k[4:]): self.own_row(d, say, a) for k,a in arrays.items() if k.startswith('row/')}
         out = d.train_here(self.common(d, say, arrays), sent, ids)
@@ -158,9 +159,11 @@ class Trainer:
         "The state that this client was left with, as a folder that peft loads; beside it what the algorithm added to the base model."
         self.folder.mkdir(parents=True, exist_ok=True)
         for name,text in adapter_files(d.model).items(): write_text(self.folder/name, text)
-        for name,tensors in common['tensors'].items():
-            if tensors:
-                with atomic_file(self.folder/f'kept_{name}.safetensors') as f: f.write(save_arrays(tensors))
+        added = {n: t for n,t in common['tensors'].items() if t}
+        for p in self.folder.glob('kept_*.safetensors'):
+            if p.stem[5:] not in added: p.unlink()   # of another run
+        for name,tensors in added.items():
+            with atomic_file(self.folder/f'kept_{name}.safetensors') as f: f.write(save_arrays(tensors))
         self._write(self.folder/'adapter_model.safetensors', d, row)
 
     def _write(self, path, d, row):

@@ -6,7 +6,7 @@
 __all__ = ['make_site_key', 'make_server_keys', 'gate', 'read_clients', 'serve_federation', 'run_site']
 
 # %% ../nbs/15a_sites.ipynb #92eeeeb4
-import ctypes, datetime, hashlib, ipaddress, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import ctypes, datetime, hashlib, ipaddress, json, os, re, secrets, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
 from .config import ConfigError, FedConfig, dump_config, load_config
@@ -150,7 +150,7 @@ def _free_port():
 
 def _address(text, what):
     host,_,port = text.rpartition(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16: raise ConfigError(what, 'host:port', text)
+    if not host or '/' in host or not port.isdecimal() or not 0 < int(port) < 2**16: raise ConfigError(what, 'host:port alone, such as fed.example.org:9092', text)
     return host.strip('[]'),int(port)
 
 def _tail(path, n=15): return '\n'.join(path.read_text(errors='replace').splitlines()[-n:]) if path.exists() else ''
@@ -162,7 +162,7 @@ def gate(to:str,      # https://host:port of the SuperLink
          most_all=2**30, # bytes of what a node sends between two messages
         ):            # an ASGI app
     "Passes on what nodes say."
-    import httpx, ssl
+    import httpx
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
     who,sent = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(),{}   # key -> bytes of the parts since its last message began
     client = httpx.AsyncClient(base_url=to, verify=ssl.create_default_context(cafile=str(ca)), timeout=None)
@@ -276,7 +276,7 @@ def _serve(cfg, folder, clients, listen, wait, out):
     link = _start('flower-superlink', ['--ssl-ca-certfile', folder/'ca.crt', '--ssl-certfile', folder/'server.pem', '--ssl-keyfile', folder/'server.key', '--enable-supernode-auth', '--host', '127.0.0.1', '--port', port, '--disable-runtime-dependency-installation'], env, log)
     door,status = None,''
     try:
-        import httpx, ssl
+        import httpx
         context = ssl.create_default_context(cafile=str(folder/'ca.crt'))
         for _ in range(300):
             if link.poll() is not None: raise RuntimeError(f"Flower's SuperLink ended:\n{_tail(log)}")
@@ -308,6 +308,16 @@ def _serve(cfg, folder, clients, listen, wait, out):
         if door: door.should_exit = True
         _stop(link, .5 if status.startswith('finished') else 10)   # to end what still runs takes time; after a run Flower would only wait for sites to go, which come back by themselves
 
+# %% ../nbs/15a_sites.ipynb #e6160057
+def _why_not(superlink, ca):
+    "Why a SuperNode isn't connected."
+    host,port = _address(superlink, 'superlink')
+    try:
+        with socket.create_connection((host, port), 5) as s, ssl.create_default_context(cafile=str(ca)).wrap_socket(s, server_hostname=host): pass
+    except ssl.SSLCertVerificationError as e: return f"the server's certificate isn't good for {host} with this ca.crt ({e.verify_message})"
+    except OSError as e: return f'{superlink} can not be reached ({e.strerror or e})'
+    return "the server refuses this key: its .pub isn't in the federation's `clients`, or a site with it is connected, or was killed less than a minute ago"
+
 # %% ../nbs/15a_sites.ipynb #3f76b64d
 class _SuperNode:
     "Keeps a SuperNode running, and answers its messages in this process."
@@ -315,7 +325,7 @@ class _SuperNode:
                  answer, # called with a message, bytes: the reply, bytes; what it raises goes to the server as its kind of error
                  say,    # called with what happens
                 ):
-        self.answer,self.say,self.stopping,self.process,self.client = answer,say,threading.Event(),None,None
+        self.superlink,self.ca,self.answer,self.say,self.stopping,self.process,self.client = superlink,ca,answer,say,threading.Event(),None,None
         self.folder,self.secret = Path(tempfile.mkdtemp(prefix='fedai-')),secrets.token_bytes(32)   # mode 700
         (self.folder/'secret').write_bytes(self.secret)
         self.args = ['--superlink', superlink, '--root-certificates', ca, '--auth-supernode-private-key', key, '--isolation', 'process', '--superexec-auth-secret-file', self.folder/'secret', '--host', '127.0.0.1']
@@ -325,15 +335,24 @@ class _SuperNode:
     def _keep(self):
         "Start the SuperNode, and start it again when it ends."
         from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
-        wait = 1
+        wait,said,log = 1,False,self.folder/'supernode.log'
         while not self.stopping.is_set():
-            self.port,began = _free_port(),time.monotonic()
-            self.process = _start('flower-supernode', [*self.args, '--port', self.port], _environment(self.folder), self.folder/'supernode.log')
+            self.port,began,there,at = _free_port(),time.monotonic(),False,log.stat().st_size if log.exists() else 0
+            self.process = _start('flower-supernode', [*self.args, '--port', self.port], _environment(self.folder), log)
             self.client = self._client(SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=['/flwr.proto.Runtime/AcquireTask']))
-            while self.process.poll() is None and not self.stopping.is_set(): time.sleep(.2)
+            while self.process.poll() is None and not self.stopping.is_set():
+                if not there and b'SuperNode ID' in log.read_bytes()[at:]:
+                    there,said = True,False
+                    self.say(f'connected to {self.superlink}')
+                if not there and not said and time.monotonic() - began > 10:   # it tries on
+                    said = True
+                    self.say(f'not connected yet: {_why_not(self.superlink, self.ca)}')
+                time.sleep(.2)
             if self.stopping.is_set(): return
-            why = [l for l in _tail(self.folder/'supernode.log', 40).splitlines() if 'ERROR' in l or 'Error' in l or 'refus' in l]
-            self.say(f"the SuperNode ended ({self.process.returncode}){': ' + why[-1].strip() if why else ''}; it is started again")
+            text = re.sub(r'\x1b\[\d*m', '', log.read_bytes()[at:].decode(errors='replace'))
+            why = [' '.join(l.split()) for l in text.splitlines() if 'ERROR' in l or 'Error' in l or 'refus' in l]
+            why = _why_not(self.superlink, self.ca) if 'Exit Code: 305' in text else why[-1] if why else f'exit code {self.process.returncode}'
+            self.say(f'the SuperNode ended: {why}; it is started again')
             _stop(self.process)
             wait = 1 if time.monotonic() - began > 15 else min(2*wait + 2, 15)
             self.stopping.wait(wait)
@@ -412,9 +431,14 @@ def run_site(data:dict,     # {'train': ..., 'test': ...}
     _address(superlink, 'superlink')
     for name,p in (('key',key),('ca',ca)):
         if not Path(p).is_file(): raise ConfigError(name, 'a file', str(p))
-    if Path(key).stat().st_mode & 0o077: raise ConfigError('key', 'a file that only its owner can read (chmod 600)', str(key))
-    _crypto()
+    x509,_,ser,ec = _crypto()
     secret = Path(key).read_bytes()
+    try: found = ser.load_ssh_private_key(secret, None)
+    except Exception: found = None   # of many kinds
+    if not isinstance(found, ec.EllipticCurvePrivateKey): raise ConfigError('key', 'a private key of `fedai flower keys site` (name.key)', str(key))
+    try: x509.load_pem_x509_certificate(Path(ca).read_bytes())
+    except ValueError as e: raise ConfigError('ca', "the federation's ca.crt", str(ca)) from e
+    if Path(key).stat().st_mode & 0o077: raise ConfigError('key', 'a file that only its owner can read (chmod 600)', str(key))
     if isinstance(privacy, dict): privacy = Privacy(**{'path': f'{key}.account.json', **privacy})
     keep = Path(folder or f"{str(key).removesuffix('.key')}.adapter").absolute()
     if not can_write(keep): raise ConfigError('keep', 'a folder that can be written', str(keep))

@@ -9,7 +9,7 @@ from fedai.algorithms import algorithm_classes, get_server, import_user_code
 from fedai.config import ConfigError, FedConfig
 from fedai.data import get_client_data
 from fedai.flower import Trainer, central, meet, pack, unpack
-from fedai.sites import make_server_keys, make_site_key, read_clients
+from fedai.sites import make_server_keys, make_site_key, read_clients, run_site
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
 
@@ -136,20 +136,20 @@ def test_a_hostile_site_is_named_and_never_mixed(make_cfg, how):
     assert s.store.check() == [] and sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal()) == ['.lock','config.yaml','history.jsonl','state.json']
 
 def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
-    "As a folder that peft loads: what the server has of it; where the algorithm added to the base model, with that."
+    "As a folder that peft loads: what the server has of it; where the algorithm added to the base model, with that, and with nothing of an earlier run's."
     from peft import PeftModel
     from fedai.models import get_model
     from safetensors.torch import load_file
-    for name in ('mira','flora'):
+    for name in ('flora','mira'):
         data,cfg = client_data(2),make_cfg(num_clients=2, rounds=2, name=name, keep_rounds=9)
-        grid = Grid({10+k: Trainer(d, FedConfig(device='cpu'), folder=tmp_path/name/f's{k}') for k,d in enumerate(data)})
+        grid = Grid({10+k: Trainer(d, FedConfig(device='cpu'), folder=tmp_path/f's{k}') for k,d in enumerate(data)})
         clients = [dict(name=f's{k}', node=10+k) for k in range(2)]
         meet(grid, clients, 0)
         s = central(cfg, clients, grid, [])
         s.fit()
         s.test(baselines=True)   # the base model and the mean are tested there as well, and are nobody's own
         for k in range(2):
-            f = tmp_path/name/f's{k}'
+            f = tmp_path/f's{k}'
             assert (f/'adapter_model.safetensors').read_bytes() == (s.store.path(*s.store._where(k))/'adapter_model.safetensors').read_bytes()
             assert sorted(o.name for o in f.iterdir()) == ['adapter_config.json','adapter_model.safetensors',*(['kept_base.safetensors'] if name == 'flora' else [])]
             base = get_model(cfg).unload()
@@ -157,6 +157,27 @@ def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
             want = load_file(f/'adapter_model.safetensors')
             assert all(torch.equal(t, want[n.replace('.default.', '.')]) for n,t in got.state_dict().items() if 'lora_' in n) and len(want) == sum('lora_' in n for n in got.state_dict())
             if name == 'flora': assert {n: t.tolist() for n,t in load_file(f/'kept_base.safetensors').items()} == {n: t.tolist() for n,t in s.store.kept('base').items()}
+
+def test_a_site_whose_data_changed_is_told_so(make_cfg, capsys):
+    "It is left out, and its log says what is the matter."
+    data = client_data(3)
+    def change(node, kind, r):
+        if kind == 'train' and node == 12: grid.trainers[11] = Trainer({**data[1], 'train': data[1]['train'][:-1]}, FedConfig(device='cpu'), secret=bytes([1])*32)
+        return r
+    s,grid = federation(make_cfg(num_clients=3, rounds=2), data, change)
+    h = s.fit()
+    assert [r.get('failed', {}) for r in h] == [{}, {'1': 'ConfigError at the site, whose log says more'}]
+    said = capsys.readouterr().err
+    assert '`data`: expected what this site trained on in earlier rounds' in said and 'Traceback' not in said
+
+@pytest.mark.parametrize('what,why', [('key', 'a private key of'), ('ca', "the federation's ca.crt"), ('superlink', 'host:port alone')])
+def test_what_a_site_is_started_with(tmp_path, what, why):
+    "A public key for the private one, a key for the certificate, an address with https://: refused before anything starts."
+    make_server_keys(tmp_path/'fed', ['localhost'])
+    make_site_key(tmp_path/'a')
+    (tmp_path/'a.pub').chmod(0o600)
+    args = {**dict(key=tmp_path/'a.key', ca=tmp_path/'fed'/'ca.crt', superlink='localhost:9092'), what: dict(key=tmp_path/'a.pub', ca=tmp_path/'a.key', superlink='https://localhost:9092')[what]}
+    with pytest.raises(ConfigError, match=why): run_site(client_data(1)[0], **args)
 
 def test_who_can_not_be_tested_is_named(make_cfg):
     data = client_data(3)
@@ -325,9 +346,10 @@ def test_a_federation_on_loopback(tmp_path):
     try:
         for n in ('s0','s1','stranger'): f.site(n)
         f.server()
-        f.wait_for('clients are registered', 'server')
+        f.wait_for('clients registered', 'server')
         eve = Eve(f)   # a SuperNode that came too early asks again ever more seldom
-        f.wait_for('the SuperNode ended', 'stranger')
+        f.wait_for('the SuperNode ended: the server refuses this key', 'stranger')
+        f.wait_for('connected to', 's0')
         f.kill('stranger', signal.SIGTERM)
         f.wait_for('round 1/3', 'server')
         f.kill('s1')
