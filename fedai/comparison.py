@@ -294,6 +294,8 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
     if sweep and (not isinstance(sweep, dict) or len(sweep) != 1): raise ConfigError('sweep', 'one field with a list of values', sweep)
     field,values = next(iter(sweep.items())) if sweep else (None,[None])
     if not isinstance(values, (list,tuple)) or not values or len(set(map(str, values))) < len(values): raise ConfigError('sweep', 'one field with a list of different values', sweep)
+    for v in values:
+        if isinstance(v, (list,tuple,dict)): raise ConfigError(f'sweep: {field}', 'single values (lists and mappings can be settings of labels in `algorithms`)', v)
     if not isinstance(callbacks, (list,tuple)): raise ConfigError('callbacks', 'a list of `Callback`s', callbacks)
     grid,root,kwargs = _grid(tune or {}, list(variants)),Path(cfg.output_dir),{**kwargs, 'callbacks': callbacks}
     def at(value, label, seed, settings, *folder):
