@@ -296,6 +296,8 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
     field,values = next(iter(sweep.items())) if sweep else (None,[None])
     if not isinstance(values, (list,tuple)) or not values or len(set(map(str, values))) < len(values): raise ConfigError('sweep', 'one field with a list of different values', sweep)
     if metric is not None and metric not in _metrics and not cfg.imports and not kwargs.get('client_class'): raise ConfigError('metric', 'one of ' + ', '.join(_metrics) + near(str(metric), _metrics), metric)   # of somebody's own client there may be others
+    for v in values:
+        if isinstance(v, (list,tuple,dict)): raise ConfigError(f'sweep: {field}', 'single values (lists and mappings can be settings of labels in `algorithms`)', v)
     if not isinstance(callbacks, (list,tuple)): raise ConfigError('callbacks', 'a list of `Callback`s', callbacks)
     grid,root,kwargs = _grid(tune or {}, list(variants)),Path(cfg.output_dir),{**kwargs, 'callbacks': callbacks}
     def at(value, label, seed, settings, *folder):

@@ -161,7 +161,7 @@ class FedConfig:
     # data
     data:str = opt('reasoning-gym', 'data') # 'reasoning-gym', a file, a folder of files, or the name of a dataset on the Hugging Face Hub
     data_format:str = opt('auto', 'data') # what a record looks like: 'alpaca', 'dolly', 'messages', 'sharegpt', 'natural-instructions', 'bigbench', ...; 'auto': recognised by its fields
-    data_args:dict = opt({}, 'data') # further settings of the source: `{split: train, name: main, revision: v1}` for the Hub, `{turns: last}` for conversations
+    data_args:dict = opt({}, 'data') # further settings of the source: `{split: train, name: main, revision: v1}` for the Hub, `{turns: last}` for conversations, `{labels: [negative, positive]}` for outputs that are numbers
     columns:dict = opt({}, 'data') # what the fields are called in the data, where it isn't what fedai calls them, such as `{instruction: question, output: answer}`
     partition:str = opt('auto', 'data', choices=('auto','file','client','task','column','iid','dirichlet','quantity','shards','pathological','flwr')) # who has which examples: one client a file, a value of the field `client`, a task, or a value of another column; or drawn for `num_clients` clients, 'flwr' by a partitioner of flwr-datasets. 'auto': by `client` where the examples have it, otherwise by file
     partition_args:dict = opt({}, 'data') # its settings: `{column: hospital}` for column; `{alpha: 0.5, by: task}` for dirichlet, `{shards_per_client: 2}` for shards, ...; `by` names the column that is dealt unevenly, the task when not given

@@ -122,8 +122,22 @@ def _csv(path, args):
             elif len(row) != len(head): yield at,DataError(f'{at}: expected {len(head)} cells, got {len(row)}')
             else: yield at,dict(zip(head, row))
 
+def _class_labels(schema):
+    "The columns with class labels -> what the datasets library wrote of them into an Arrow schema."
+    try: features = json.loads(schema.metadata[b'huggingface'])['info']['features']
+    except (TypeError,KeyError,ValueError): return {}   # it was written by something else
+    return {k: f for k,f in features.items() if '"_type": "ClassLabel"' in json.dumps(f)}
+
+def _named(v, f):
+    "`v` with names for its class labels; -1 stands for none."
+    inner = f[0] if isinstance(f, list) else f.get('feature', f) if '_type' in f else f
+    if isinstance(v, list): return [_named(o, inner) for o in v]
+    if isinstance(v, dict): return {k: _named(o, inner.get(k, {})) for k,o in v.items()}
+    if v is None or f.get('_type') != 'ClassLabel': return v
+    return None if v == -1 else f['names'][v] if v < len(f['names']) else v
+
 def _rows(batches, path):
-    "Rows of Arrow record batches; one with text that isn't UTF-8 is a bad row."
+    "Rows of Arrow record batches; one with text that isn't UTF-8 is a bad row. Class labels have their names."
     i = 0
     for b in batches:
         names = b.schema.names
@@ -134,7 +148,9 @@ def _rows(batches, path):
             for j in range(b.num_rows):
                 try: rows += b.slice(j, 1).to_pylist()
                 except UnicodeDecodeError as e: rows.append(DataError(f'{path}, row {i+j}: {_utf8(e)}'))
+        named = _class_labels(b.schema)
         for r in rows:
+            if named and not isinstance(r, DataError): r.update({k: _named(r[k], f) for k,f in named.items() if k in r})
             yield f'{path}, row {i}',r
             i += 1
 
@@ -206,8 +222,8 @@ def _label(v, name, where, rec=()):
 
 class _Schema:
     "Turns the records of a file into examples."
-    def __init__(self, name, columns, keep, turns, top):
-        self.form,self.columns,self.turns,self.top = name,columns,turns,top
+    def __init__(self, name, columns, keep, turns, top, names=None):
+        self.form,self.columns,self.turns,self.top,self.names = name,columns,turns,top,names
         self.cols = {**_flat[name], **columns}
         self.needs = ['messages'] if name in ('messages','sharegpt') else [] if name == 'bigbench' else ['instruction','output']
         self.get = [(k,_getter(c, top)) for k,c in self.cols.items() if k not in _labels]
@@ -227,6 +243,16 @@ class _Schema:
         if self.form == 'dolly': return self.has(self.cols['input'], rec)
         return self.form != 'natural-instructions' or 'Definition' in self.top
 
+    def named(self, v, where):
+        "What an output stands for, as the setting `labels` says."
+        if isinstance(v, list): return [self.named(o, where) for o in v]
+        if isinstance(self.names, dict):
+            if str(v) not in self.names: raise DataError(f"{where}: `output` must be one of {_names(self.names)}, which `data_args: labels` names, got {_short(v)}")
+            return self.names[str(v)]
+        if type(v) is not int: return v
+        if self.names is None: raise DataError(f"{where}: `output` must be text, got {v} (`data_args: {{labels: [NAME, ...]}}` names the numbers 0, 1, ..., `{{labels: text}}` takes them as text)")
+        return str(v)
+
     def __call__(self, rec, where, file):
         "The examples of a record, unchecked."
         more = {k: _label(v, k, where, rec) for k,get,needed in self.labels if (v := get(rec)) not in (None,'') or needed}
@@ -238,6 +264,7 @@ class _Schema:
             if k not in ex: raise DataError(f"{where}: `{k}` is missing" + (f" (column {self.cols[k]!r})" if self.cols[k] != k else ''))
         if self.needs == ['messages']: return [{**e, **more} for e in conversation_examples(check_messages(ex['messages'], where), where, self.turns)]
         if ex.get('input') == '': del ex['input']
+        ex['output'] = self.named(ex['output'], where)
         if isinstance(ex['output'], list): ex.update(_answers(ex['output'], where))
         for k in ('references','choices'):
             if ex.get(k) == []: del ex[k]   # none are given
@@ -316,12 +343,12 @@ def find_files(path:str|Path, # a file, a folder, or a pattern
 def _stem(p): return re.sub(r'\.\w+(\.gz)?$', '', p.name)
 
 # %% ../nbs/03b_sources.ipynb #741b3ff3
-_args = {'files': ('delimiter','turns','split'), 'datasets': ('name','split','revision','turns'), 'reasoning-gym': ('tasks','size')}
+_args = {'files': ('delimiter','turns','split','labels'), 'datasets': ('name','split','revision','turns','labels'), 'reasoning-gym': ('tasks','size')}
 _guesses = dict(instruction=('question','query','prompt','problem','text','inputs','input'), output=('answer','answers','response','completion','target','targets','solution','label','summary'))
 
 class Source:
     "A stream of examples, each a dict that `check_example` accepts."
-    version = 3      # of what comes out for the same files; part of the fingerprint
+    version = 4      # of what comes out for the same files; part of the fingerprint
     max_named = 100  # dropped examples that are named
 
     def __init__(self,
@@ -330,7 +357,7 @@ class Source:
                  columns=None,  # our key -> their column: {'instruction': 'question', 'output': 'answers.text'}
                  keep=(),       # further columns to carry along, as text
                  on_bad='error',# a bad example is an error, or 'drop': it is left out and counted
-                 args=None,     # files: `delimiter`, `turns`, `split`; Hugging Face: `name`, `split`, `revision`, `turns`; reasoning-gym: `tasks`, `size`
+                 args=None,     # files: `delimiter`, `turns`, `split`, `labels`; Hugging Face: `name`, `split`, `revision`, `turns`, `labels`; reasoning-gym: `tasks`, `size`
                  seed=0,        # the run's seed; reasoning-gym draws from it
                 ):
         self.path,self.format,self.columns,self.keep,self.on_bad,self.args,self.seed = str(path),format,dict(columns or {}),list(keep),on_bad,dict(args or {}),seed
@@ -353,6 +380,9 @@ class Source:
             if k not in _args[self.kind]: raise ConfigError('data_args', 'keys among ' + ', '.join(map(repr, _args[self.kind])) + near(k, _args[self.kind]), k)
         if self.args.get('turns', 'all') not in ('all','last'): raise ConfigError('data_args: turns', "'all' or 'last'", self.args['turns'])
         if not isinstance(d := self.args.get('delimiter', ','), str) or len(d) != 1: raise ConfigError('data_args: delimiter', 'one character', d)
+        self.labels = dict(enumerate(l)) if isinstance(l := self.args.get('labels'), list) else l   # number -> name
+        if isinstance(self.labels, dict) and self.labels and all(isinstance(o, str) and o.strip() for o in self.labels.values()): self.labels = {str(k): o for k,o in self.labels.items()}
+        elif self.labels not in (None,'text'): raise ConfigError('data_args: labels', "a list of names, for 0, 1, ..., a mapping of values to names, or 'text'", l)
         if self.kind == 'reasoning-gym':
             if not isinstance(self.args.get('tasks'), dict) or not self.args['tasks']: raise ConfigError('tasks', 'at least one reasoning-gym task', self.args.get('tasks'))
             if not isinstance(n := self.args.get('size'), int) or n < 1: raise ConfigError('data_args: size', 'a number of questions for each task', n)
@@ -385,7 +415,7 @@ class Source:
     def _examples(self, path, top, records, file):
         "Examples of one file, or of a dataset."
         forced = self.format if self.format in _flat else None
-        schemas = [_Schema(n, self.columns, self.keep, self.args.get('turns', 'all'), top) for n in ([forced] if forced else [o for o in _flat if o != 'alpaca'])]
+        schemas = [_Schema(n, self.columns, self.keep, self.args.get('turns', 'all'), top, self.labels) for n in ([forced] if forced else [o for o in _flat if o != 'alpaca'])]
         schema,first,seen,left = None,None,0,0
         for where,rec in records:
             seen += 1

@@ -153,6 +153,46 @@ def test_folders_of_save_to_disk(tmp_path):
     gives(tmp_path/'dd', of(tmp_path/'dd'/'test'), args=dict(split='test'))
     with pytest.raises(ConfigError, match="split`: expected one of 'train', 'test', got 'tset'"): Source(tmp_path/'dd', args=dict(split='tset'))
 
+films = [('Great!',1,[0,1]), ('Boring.',0,[1]), ('Tell me.',-1,[])]
+def film_reviews():
+    one = datasets.ClassLabel(names=['negative','positive'])
+    return datasets.Dataset.from_dict(dict(zip(('text','label','tags'), map(list, zip(*films)))), features=datasets.Features(text=datasets.Value('string'), label=one, tags=datasets.List(datasets.ClassLabel(names=['old','new']))))
+
+@pytest.mark.parametrize('how', ['parquet','save_to_disk','datasets'])
+def test_class_labels_are_their_names(tmp_path, monkeypatch, how):
+    "As the output, as one of several, and as a column that is carried along; -1 is none."
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path/'hf'))
+    p,ds = tmp_path/'d'/'films.parquet',film_reviews()
+    p.parent.mkdir()
+    ds.save_to_disk(p.parent) if how == 'save_to_disk' else ds.to_parquet(p)
+    more = dict(path=p.parent, format='datasets') if how == 'datasets' else dict(path=p.parent)
+    def of(col, n=3, **kw): return [{k: v for k,v in e.items() if k not in ('file','place')} for e in Source(**more, columns=dict(instruction='text', output=col), on_bad='drop', **kw)][:n]
+    assert of('label') == [dict(instruction='Great!', output='positive'), dict(instruction='Boring.', output='negative')]
+    assert of('tags', keep=['label']) == [dict(instruction='Great!', output='old', references=['old','new'], label='positive'), dict(instruction='Boring.', output='new', label='negative')]
+    assert [e['output'] for e in of('label', args=dict(labels=dict(positive='+', negative='-')))] == ['+','-']
+
+def test_a_parquet_file_of_others_keeps_its_numbers(tmp_path):
+    "Only what the datasets library wrote down about a column names its numbers."
+    p = put(tmp_path/'p.parquet', as_parquet(pa.table(dict(instruction=['q','r'], output=[1,0])).replace_schema_metadata({'pandas': '{}', 'huggingface': '{"version": 1}'})))
+    with pytest.raises(DataError, match='row 0: `output` must be text, got 1 .*labels'): list(Source(p))
+    gives(p, [(f'{p}, row 0', dict(instruction='q', output='b', file='p')), (f'{p}, row 1', dict(instruction='r', output='a', file='p'))], args=dict(labels=['a','b']))
+
+@pytest.mark.parametrize('ext', ['jsonl','csv'])
+def test_numbers_with_names(tmp_path, ext):
+    rows = [dict(instruction='q', output=4), dict(instruction='r', output=0), dict(instruction='s', output=2)]
+    p = put(tmp_path/f'n.{ext}', lines(*rows) if ext == 'jsonl' else 'instruction,output\n' + ''.join(f"{r['instruction']},{r['output']}\n" for r in rows))
+    first = 2 if ext == 'csv' else 1
+    def of(*outputs): return [(f'{p}, line {i+first}', dict(instruction=q, output=o, file='n')) for i,(q,o) in enumerate(zip('qrs', outputs))]
+    gives(p, of('good','bad','so so'), args=dict(labels={0: 'bad', 4: 'good', '2': 'so so'}))
+    gives(p, of('e','a','c'), args=dict(labels=list('abcde')))
+    gives(p, of('4','0','2'), args=dict(labels='text'))
+    src = Source(p, args=dict(labels={0: 'bad', 4: 'good'}), on_bad='drop')
+    assert [e['output'] for e in src] == ['good','bad'] and src.dropped == [(f'{p}, line {first+2}', f"`output` must be one of '0', '4', which `data_args: labels` names, got {rows[2]['output'] if ext == 'jsonl' else '2'!r}")]
+
+@pytest.mark.parametrize('labels', [[], {}, [False,True], ['a',' '], 'numbers', 3, {0: 'a', 1: None}])
+def test_names_that_are_none(tmp_path, labels):
+    with pytest.raises(ConfigError, match=r"`data_args: labels`: expected a list of names, for 0, 1, ..., a mapping of values to names, or 'text', got"): Source(put(tmp_path/'d.csv', 'instruction,output\nq,0\n'), args=dict(labels=labels))
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     "A folder as it lies on the Hub, and the datasets library with a cache of its own."
@@ -241,11 +281,11 @@ bad_data = [
     ('no output', 'jsonl', jl(dict(instruction='x'), dict(output='y')), [', line 2: `output` is missing', ', line 3: `instruction` is missing']),
     ('no output in an item', 'json', jlist(dict(instruction='x')), [', item 1: `output` is missing']),
     ('a null', 'jsonl', jl(dict(X, output=None)), [', line 2: `output` is missing']),
-    ('a number', 'jsonl', jl(dict(X, output=7), dict(X, input=7.5)), [', line 2: `output` must be text, got 7 (as text: "7")', ', line 3: `input` must be text, got 7.5 (as text: "7.5")']),
+    ('a number', 'jsonl', jl(dict(X, output=7), dict(X, input=7.5)), [', line 2: `output` must be text, got 7 (`data_args: {labels: [NAME, ...]}` names the numbers 0, 1, ..., `{labels: text}` takes them as text)', ', line 3: `input` must be text, got 7.5 (as text: "7.5")']),
     ('true', 'jsonl', jl(dict(X, output=True)), [', line 2: `output` must be text, got True']),
     ('a list for a text', 'jsonl', jl(dict(X, instruction=['a'])), [", line 2: `instruction` must be text, got ['a']"]),
     ('an object for a text', 'jsonl', jl(dict(X, input={'a': {'b': 1}})), [", line 2: `input` must be text, got {'a': {'b': 1}}"]),
-    ('a number among the right answers', 'jsonl', jl(dict(X, output=['y',3])), [', line 2: `output` must be text or a list of text, got 3 in the list']),
+    ('a number among the right answers', 'jsonl', jl(dict(X, output=['y',3.5])), [', line 2: `output` must be text or a list of text, got 3.5 in the list']),
     ('no right answer', 'jsonl', jl(dict(X, output=[])), [', line 2: `output` is an empty list']),
     ('an empty right answer', 'jsonl', jl(dict(X, output=['y',''])), [', line 2: `references[1]` is empty']),
     ('references that begin with another', 'jsonl', jl(dict(X, references=['z'])), [", line 2: `references` must begin with `output`, got ['z']"]),
@@ -372,7 +412,7 @@ wrong = [
     ('two --test_share 1', '`test_share`: expected at most 0.9, got 1'), ('two --test_share .9 --valid_share .5', '`valid_share`: expected a share from 0, less than 0.1'), ('two --min_examples 50', 'client a: expected at least 50 different questions (`min_examples`), got 20; 2 clients have too few'),
     ('two --unseen_clients 2', '`unseen_clients`: expected names, or a whole number from 0 to 1: somebody must train, got 2'), ('two --unseen_clients [c]', "`unseen_clients`: expected one of a, b, got 'c'"), ('two --unseen_tasks [ad]', "`unseen_tasks`: expected tasks of the data: add (did you mean 'add'?), got 'ad'"),
     ('two --unseen_tasks [add]', '`unseen_tasks`: expected not all tasks of the data: somebody must train'), ('two --data_format alpac', "(did you mean 'alpaca'?), got 'alpac'"), ('two --data_format dolly', "not of the format 'dolly', which has 'instruction', 'context', 'response', in the columns 'instruction', 'output', 'task', 'hospital'"),
-    ("two --data_args '{splt: x}'", "`data_args`: expected keys among 'delimiter', 'turns', 'split' (did you mean 'split'?), got 'splt'"), ("two --data_args '{split: x}'", "`data_args: split`: expected none: two isn't a folder with splits"), ("two --columns '{instrction: q}'", "(did you mean 'instruction'?), got 'instrction'"),
+    ("two --data_args '{splt: x}'", "`data_args`: expected keys among 'delimiter', 'turns', 'split', 'labels' (did you mean 'split'?), got 'splt'"), ("two --data_args '{split: x}'", "`data_args: split`: expected none: two isn't a folder with splits"), ("two --columns '{instrction: q}'", "(did you mean 'instruction'?), got 'instrction'"),
     ("two --columns '{instruction: q}'", "two/a.jsonl, line 1: no column 'q', which `columns` names, among the columns"), ('two --columns q', "`columns`: expected a mapping, got 'q'"), ('two --template hello', "`template`: expected one of 'auto'"), ('two --system_prompt x --template alpaca', "`system_prompt`: expected nothing with the template 'alpaca'"),
     ('two --on_bad ignore', "`on_bad`: expected one of 'error', 'drop', got 'ignore'"), ('reasoning-gym --tasks {}', '`tasks`: expected at least one reasoning-gym task, got {}'), ("reasoning-gym --tasks '{gdc: {}}'", '`tasks: gdc`: expected a task and settings that reasoning-gym knows'),
     ("reasoning-gym --tasks '{gcd: {}}' --columns '{instruction: q}'", '`columns`: expected none: what reasoning-gym makes has no columns'), ('two typo.yaml', "`dta`: expected a known field (did you mean 'data'?), got 'two'"), ('two lines.yaml', "`columns`: expected a mapping, got 'instruction'"), ('two --daat x', "`--daat`: expected a known option (did you mean '--data'?)"),
