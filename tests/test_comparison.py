@@ -87,13 +87,15 @@ def test_a_finished_comparison_of_data_that_says_how_many_clients_there_are(make
     assert compare(cfg, **args).rows == first.rows and len(marks) == 3 and all(p.stat().st_mtime_ns == t for p,t in marks.items())
 
 def test_other_settings_than_in_the_folder_are_refused_before_anything_runs(make_cfg):
-    cfg,out = make_cfg(rounds=1),io.StringIO()
-    compare(cfg, **{**ARGS, 'seeds': [0]}, out=out)
+    cfg,out,mine = make_cfg(rounds=1),io.StringIO(),{**ARGS, 'seeds': [0], 'tune': {'*': {'lr': [1.,.1]}, 'mira': {'coupling': [.6,.2]}}}   # the second trial wins
+    first = compare(cfg, **mine, out=out)
     ran = out.getvalue()
+    assert {'lr': .1} in first.tuned.values()
+    assert compare(cfg, **mine, out=io.StringIO()).rows == first.rows
     for changed,args,message in [(dict(local_step=9), {}, '`local_step`: expected 2'),
-                                 ({}, dict(tune={'*': {'lr': [.2,.3]}}), '`lr`: expected 0.1, as in .*tune'),
+                                 ({}, dict(tune={'*': {'lr': [.2,.3]}}), '`lr`: expected 1.0, as in .*tune'),
                                  ({}, dict(algorithms=['ditto','local'], seeds=[1,0], tune=None), '`lr`: expected .*local')]:   # what comes first is new, what comes later is there
-        with pytest.raises(ConfigError, match=message): compare(cfg.replace(**changed), **{**ARGS, 'seeds': [0], **args}, out=out)
+        with pytest.raises(ConfigError, match=message): compare(cfg.replace(**changed), **{**mine, **args}, out=out)
     assert out.getvalue() == ran and not (Path(cfg.output_dir)/'ditto').exists()
 
 def test_a_diverged_trial_loses_and_a_diverged_cell_is_an_error(make_cfg):
@@ -158,9 +160,9 @@ def test_bad_settings_are_found_before_anything_runs(make_cfg, args, message):
 
 def test_a_comparison_in_a_terminal():
     rows = [dict(value=None, algorithm=a, seed=s, client=i, task='', loss=float(k + i + s)) for k,a in enumerate(('local','fedavg','mira')) for s in (0,1) for i in range(3)]
-    result = Comparison(rows)
+    result = Comparison(rows, tuned={(None,'mira'): {'lr': .1}})
     wide,narrow,cells = result.text(300),result.text(70),[[c.strip() for c in line.strip('| ').split(' | ')] for line in result.table().splitlines()]
     assert len(wide.splitlines()) == 5 and max(map(len, narrow.splitlines())) <= 70
-    assert narrow.count('\n\n') == 2   # the means, and each reference
+    assert narrow.count('\n\n') == 3   # the means, each reference, and what was tuned
     for row in cells[2:]:
         for c in filter(None, row[1:]): assert c.strip('|') in wide and c.strip('|') in narrow

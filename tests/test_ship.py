@@ -15,6 +15,7 @@ from fedai.config import ConfigError, load_config
 from fedai.models import get_base_model, get_tokenizer
 from fedai.prompts import Prompter
 from fedai.servers import Server_mira
+from fedai.comparison import compare
 from fedai.ship import Chat, client_names, export_adapter, export_all, find_client, open_run, push_folder
 from fedai.store import StoreError
 from fedai.tracking import Callback, Trackers
@@ -452,6 +453,7 @@ def test_trackers_that_are_not_there(make_cfg, capsys):
             with pytest.raises(ConfigError, match=rf'`track`: expected trackers that are installed \(pip install {pip}\)'): Trackers([name])
         cfg = make_cfg()
         assert main(['run', '--model', 'tiny', '--track', '[wandb]', '--output_dir', cfg.output_dir]) == 2
+        with pytest.raises(ConfigError, match='pip install wandb'): compare(cfg.replace(track=['wandb']), ('local',), (0,), data=lambda cfg: pytest.fail('the data was read'))
     assert 'pip install wandb' in capsys.readouterr().err and not Path(cfg.output_dir).exists()
 
 def test_a_tracker_of_ones_own_is_imported_first(make_cfg, tmp_path, capsys):
@@ -471,7 +473,6 @@ LOGGER_TYPE_TO_CLASS['told'] = Told
     # in a comparison each run, and in Python any server that isn't given callbacks
     assert main(['compare', str(tmp_path/'run'/'config.yaml'), '--algorithms', 'local,fedavg', '--seeds', '0', '--output_dir', str(tmp_path/'both')]) == 0
     assert told() == ['told 1 2.0','told 2 2.0']*2
-    from fedai.comparison import compare
     rounds = []
     class Mine(Callback):
         def after_round(self, server, record): rounds.append(record['round'])
