@@ -7,12 +7,14 @@ __all__ = ['BudgetSpent', 'Privacy']
 
 # %% ../nbs/14a_privacy.ipynb #04c4b8e4
 import json, math, secrets, warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np, torch
+from filelock import FileLock
 from .config import ConfigError, UserError
 from .store import Layout
-from .utils import write_json
+from .utils import can_write, write_json
 
 # %% ../nbs/14a_privacy.ipynb #73dd431b
 class BudgetSpent(UserError):
@@ -38,12 +40,18 @@ class Privacy:
             except ImportError as e: raise ImportError("noise needs Opacus for the account: pip install 'fedai[privacy]'") from e
         self.clip,self.noise,self.delta,self.epsilon,self.path,self.most = clip,noise,delta,epsilon,Path(path) if path else None,most
         self.steps = []   # [σ, how many updates]
-        if self.path and self.path.exists():
-            try:
-                self.steps = json.loads(self.path.read_text())['steps']
-                assert all(s > 0 and n >= 1 for s,n in self.steps)
-            except (ValueError,KeyError,TypeError,AssertionError) as e: raise ConfigError('privacy', 'an account that can be read', str(self.path)) from e
+        if noise and self.path and not can_write(self.path.parent): raise ConfigError('privacy', 'an account in a folder that can be written', str(self.path))
+        self._read()
         if epsilon is not None and self.spent(1) > epsilon: raise ConfigError('epsilon', f'more than {self.spent(1):.4g}, what one more update comes to', epsilon)
+
+    def _read(self):
+        "Take what the file says, if it is more than what is known: another process may use it too."
+        if not (self.path and self.path.exists()): return
+        try:
+            steps = json.loads(self.path.read_text())['steps']
+            assert all(s > 0 and n >= 1 for s,n in steps)
+        except (ValueError,KeyError,TypeError,AssertionError) as e: raise ConfigError('privacy', 'an account that can be read', str(self.path)) from e
+        self.steps = max(self.steps, steps, key=lambda o: sum(n/s**2 for s,n in o))
 
     def _steps(self, more):
         steps = [list(o) for o in self.steps]
@@ -86,9 +94,11 @@ class Privacy:
         length = math.sqrt(sum(u.square().sum().item() for u in update.values()))
         scale = min(1., self.clip/length) if length else 1.
         if self.noise:
-            if self.epsilon is not None and (spent := self.spent(1)) > self.epsilon: raise BudgetSpent(f'one more update comes to ε = {spent:.4g}, and the budget is {self.epsilon:g}')
-            self.steps = self._steps(1)
-            if self.path: write_json(self.path, dict(steps=self.steps, epsilon=self.spent(), delta=self.delta))   # before it leaves
+            with FileLock(f'{self.path}.lock') if self.path else nullcontext():
+                self._read()
+                if self.epsilon is not None and (spent := self.spent(1)) > self.epsilon: raise BudgetSpent(f'one more update comes to ε = {spent:.4g}, and the budget is {self.epsilon:g}')
+                self.steps = self._steps(1)
+                if self.path: write_json(self.path, dict(steps=self.steps, epsilon=self.spent(), delta=self.delta))   # before it leaves
         draw = np.random.Generator(np.random.Philox(secrets.randbits(128)))   # nobody can draw it again
         for n,u in update.items():
             noise = torch.from_numpy(draw.normal(0., self.noise*self.clip, tuple(u.shape))) if self.noise else 0.

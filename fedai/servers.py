@@ -542,7 +542,7 @@ class BaseServer:
         why = {i: failed.get(j, 'no reply') for i in ids for j in self.row_ids([i]) if j not in metrics}
         here = [i for i in ids if i not in why]
         if len(here) < min(self.cfg.min_clients, len(ids)):
-            raise RoundFailed(f"round {t}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: " + '; '.join(f'client {i}: {w}' for i,w in list(why.items())[:10]) + ". What they trained is kept, and the run goes on from there when it is started again")
+            raise RoundFailed(f"round {t+1}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: " + '; '.join(f"{self.names[i % self.num_clients] if self.names else f'client {i}'}: {w}" for i,w in list(why.items())[:10]) + ". What they trained is kept, and the run goes on from there when it is started again")
         return here,{str(i): w for i,w in why.items()}
 
     def record(self,

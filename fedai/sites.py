@@ -212,8 +212,13 @@ def read_clients(folder:str|Path, # of the federation
     folder = Path(folder)
     for n in ('ca.crt','server.pem','server.key'):
         if not (folder/n).is_file(): raise ConfigError('folder', f'a folder of `fedai flower keys server` (no {n})', str(folder))
-    known = json.loads((folder/'clients.json').read_text()) if (folder/'clients.json').exists() else []
-    there = {p.stem: p.read_text().strip() for p in sorted((folder/'clients').glob('*.pub'), key=lambda p: natural(p.stem))}
+    try: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(folder/'server.pem', folder/'server.key')
+    except OSError as e: raise ConfigError('folder', 'the certificate server.pem and its key server.key, as `fedai flower keys server` made them', f'{folder} ({e})') from e
+    try:
+        known = json.loads((folder/'clients.json').read_text()) if (folder/'clients.json').exists() else []
+        assert all(isinstance(c['name'], str) for c in known)
+    except (ValueError,KeyError,TypeError,AssertionError) as e: raise ConfigError('folder', 'a clients.json as the server wrote it', str(folder/'clients.json')) from e
+    there = {p.stem: p.read_text(errors='replace').strip() for p in sorted((folder/'clients').glob('*.pub'), key=lambda p: natural(p.stem))}
     if not there: raise ConfigError('folder', 'keys of sites (name.pub) in its folder `clients`', str(folder/'clients'))
     twice = [n for n,k in there.items() if list(o.split()[:2] for o in there.values()).count(k.split()[:2]) > 1]
     if twice: raise ConfigError('clients', 'a key of its own for each', ', '.join(twice))
@@ -308,7 +313,7 @@ def _serve(cfg, folder, clients, listen, wait, out):
         if door: door.should_exit = True
         _stop(link, .5 if status.startswith('finished') else 10)   # to end what still runs takes time; after a run Flower would only wait for sites to go, which come back by themselves
 
-# %% ../nbs/15a_sites.ipynb #e6160057
+# %% ../nbs/15a_sites.ipynb #e0f66733
 def _why_not(superlink, ca):
     "Why a SuperNode isn't connected."
     host,port = _address(superlink, 'superlink')

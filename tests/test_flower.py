@@ -9,7 +9,7 @@ from fedai.algorithms import algorithm_classes, get_server, import_user_code
 from fedai.config import ConfigError, FedConfig
 from fedai.data import get_client_data
 from fedai.flower import Trainer, central, meet, pack, unpack
-from fedai.sites import make_server_keys, make_site_key, read_clients, run_site
+from fedai.sites import _Control, make_server_keys, make_site_key, read_clients, run_site
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
 
@@ -231,6 +231,16 @@ def test_what_can_not_be_done_on_flower_is_said(make_cfg):
     with pytest.raises(ConfigError, match='`graph`'): federation(make_cfg(num_clients=2, graph='tasks'), client_data(2))
     with pytest.raises(ConfigError, match="another than 'flower'"): get_server(make_cfg(engine='flower'), client_data(4), callbacks=[])
     with pytest.raises(TimeoutError, match='never connected: s1'): meet(Grid({10: Trainer(client_data(1)[0], FedConfig())}), [dict(name='s0', node=10), dict(name='s1', node=11)], 0)
+
+@pytest.mark.parametrize('file,text,why', [('clients.json', b'[{', 'a clients.json as the server wrote it'), ('clients.json', b'[1]', 'a clients.json as the server wrote it'), ('server.pem', b'x', 'the certificate server.pem'), ('clients/b.pub', b'\xff\xfe\x00', 'public keys of')])
+def test_a_folder_with_something_else_in_it(tmp_path, file, text, why):
+    "Said in one line."
+    make_server_keys(tmp_path/'fed', ['localhost'])
+    make_site_key(tmp_path/'fed'/'clients'/'a')
+    assert read_clients(tmp_path/'fed') == [dict(name='a')]
+    (tmp_path/'fed'/file).write_bytes(text)
+    with pytest.raises(ConfigError, match=why):
+        for c in read_clients(tmp_path/'fed'): _Control.register(None, tmp_path/'fed'/'clients'/f"{c['name']}.pub") if c['name'] == 'b' else None
 
 def test_killed_between_replies_and_started_again(make_cfg):
     data = client_data(3)

@@ -68,6 +68,22 @@ def test_the_account_outlives_the_process(rows, tmp_path):
     path.write_text('{"steps": [[0.1, ')
     with pytest.raises(ConfigError, match='`privacy`: expected an account that can be read'): Privacy(1., .1, path=path)
 
+def test_two_that_use_one_account(rows, tmp_path):
+    "As two federations with one site's key: what either releases counts for both, and a file that says less than what is known takes nothing back."
+    live,sent,trained = rows
+    path = tmp_path/'account.json'
+    def release(p): return p(sent, trained, live.layout, set(live.tensors))
+    a,b = (Privacy(1., .1, path=path, epsilon=Privacy(1., .1).spent(5)*1.0001) for _ in range(2))
+    for p in (a,b,b,a): release(p)
+    assert json.loads(path.read_text())['steps'] == [[.1,4]]
+    path.write_text('{"steps": [[0.1, 1]]}')
+    release(a)
+    path_says = json.loads(path.read_text())['steps']
+    with pytest.raises(BudgetSpent): release(b)
+    assert path_says == [[.1,5]] == json.loads(path.read_text())['steps']
+    (tmp_path/'file').touch()
+    with pytest.raises(ConfigError, match='`privacy`: expected an account in a folder that can be written'): Privacy(1., .1, path=tmp_path/'file'/'account.json')
+
 def test_charged_before_it_leaves(rows, tmp_path, monkeypatch):
     live,sent,trained = rows
     path = tmp_path/'account.json'

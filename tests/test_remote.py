@@ -101,7 +101,7 @@ def test_too_few_stop_the_run_and_nothing_is_lost(make_cfg, away):
     whole.fit()
     cfg = make_cfg(engine=away(losing({1: [2,3]})), clients_per_batch=1, rounds=3, min_clients=3)
     s = get_server(cfg, data, callbacks=[])
-    with pytest.raises(RoundFailed, match='round 1: 2 of 4 clients replied, fewer than `min_clients`, 3: client 2: struck by lightning; client 3'): s.fit()
+    with pytest.raises(RoundFailed, match='round 2: 2 of 4 clients replied, fewer than `min_clients`, 3: client 2: struck by lightning; client 3'): s.fit()
     assert s.store.round == 1 and sorted(s.store.trained(2)) == [0,1]
     trained = []
     class Counting(Away):

@@ -291,7 +291,7 @@ def test_the_server_killed_between_the_sum_and_the_commit(make_cfg, tmp_path, ca
     with pytest.raises(Killed): s.fit()
     s = begin(lambda node, kind, r: 'gone' if node == 13 and kind == 'train' else r)
     capsys.readouterr()
-    with pytest.raises(RuntimeError, match='round 1: 0 of 4 clients replied.*client 0: ValueError at the site'): s.fit()
+    with pytest.raises(RuntimeError, match='round 2: 0 of 4 clients replied.*s0: ValueError at the site'): s.fit()
     assert 'the sum over clients [0, 1, 2, 3] of this round was opened before' in capsys.readouterr().err
     s = begin()
     s.fit()
