@@ -74,7 +74,7 @@ def hold_out(data,      # {'train': ..., 'test': ...} a client
     if not 0 < share < 1: raise ConfigError('valid_share', 'a share between 0 and 1', share)
     out = []
     for k,d in enumerate(data):
-        if 'valid' in d:
+        if len(d.get('valid', ())):   # a client with two questions has none to spare
             out.append({'train': d['train'], 'test': d['valid']})
             continue
         n = len(d['train'])

@@ -204,6 +204,7 @@ def _check_targets(cfg, model):
     linear = sorted({n.rsplit('.', 1)[-1] for n,m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == 'Conv1D'})
     names = [n for n,_ in model.named_modules()]
     if isinstance(cfg.target_modules, str):   # a regular expression or 'all-linear', which peft checks
+        if cfg.adapt_layers != 'all': raise ConfigError('adapt_layers', "'all' where `target_modules` is a text (a list of names goes with some layers only)", cfg.adapt_layers)
         if set(re.split(', ?', cfg.target_modules)) <= {*linear}: raise ConfigError('target_modules', f'a list, [{cfg.target_modules}] (a text is a regular expression for whole names)', cfg.target_modules)
         return
     for t in cfg.target_modules or ['']:

@@ -153,7 +153,9 @@ class BaseServer:
         everyone = [*enumerate(self.lst_data_dict), *getattr(self.lst_data_dict, 'newcomers', {}).items()]
         for name,d in everyone if self.task_is_text else []:
             for split,exs in d.items():
-                if hasattr(exs, 'encoded') and not len((got := self.task.prepare(exs, '')).items): raise DataError(f"client {name}: none of its {got.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
+                if not hasattr(exs, 'encoded') or split == 'valid' and not len(exs): continue   # a run does without
+                if not len(exs): raise DataError(f"client {name}: no {split} examples: expected at least two different questions")
+                if not len((got := self.task.prepare(exs, '')).items): raise DataError(f"client {name}: none of its {got.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
 
     def _make_model(self, model):
         "The live model on its device, the task that goes with it, and the row that belongs to a client."

@@ -67,6 +67,7 @@ def with_data(**changes):
     (None, {}, dict(target_modules=['q_proj','nose']), ConfigError, "`target_modules`: expected names of layers in the model, such as .*'q_proj'.*, got 'nose'"),
     (None, {}, dict(target_modules=[]), ConfigError, "`target_modules`"),
     (None, {}, dict(target_modules='[bad'), ConfigError, "`target_modules`"),
+    (None, {}, dict(target_modules='all-linear', adapt_layers='last:1'), ConfigError, "`adapt_layers`: expected 'all' where `target_modules` is a text .* got 'last:1'"),
     (None, {}, dict(adapt_layers='last:9'), ConfigError, "`adapt_layers`: expected at most last:2"),
     (None, {}, dict(model='./nowhere'), ConfigError, "`model`: expected an existing folder"),
     (None, {}, dict(model='nowhere.gguf'), ConfigError, "`model`: expected an existing .gguf file"),

@@ -3,6 +3,8 @@ from pathlib import Path
 import json, os, subprocess, sys
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from fedai.algorithms import get_server
+from fedai.comparison import compare
 from fedai.config import ConfigError, FedConfig
 from fedai.data import ClientData, get_client_data, show_data, token_facts
 from fedai.models import get_tokenizer
@@ -53,6 +55,20 @@ def test_a_split_does_not_move_when_data_is_added_or_turned_round(tmp_path):
         assert asked(before[0][s]) <= asked(after[0][s]) and asked(before[1][s]) <= asked(after[1][s])
         assert asked(turned[0][s]) == asked(before[0][s])
     assert asked(before.holdout) <= asked(after.holdout)
+
+def test_a_client_with_two_questions_has_none_for_validation(tmp_path):
+    "It trains and is tested all the same, and can't be tuned on; a task with one question can't be kept apart, since there is nothing to test on."
+    write(tmp_path/'d.jsonl', [dict(instruction=f'{i} + {k}', output='x', client=f'c{k}', task='a') for k,n in enumerate((2,8)) for i in range(n)])
+    cfg = FedConfig(data=str(tmp_path/'d.jsonl'), valid_share=.2, model='tiny', device='cpu', rounds=1, local_step=1, max_new_tokens=2, output_dir=str(tmp_path/'run'))
+    data = get_client_data(cfg)
+    assert [len(data[0][s]) for s in ('train','valid','test')] == [1,0,1] and len(data[1]['valid']) > 0
+    s = get_server(cfg, data, callbacks=[])
+    s.fit()
+    assert sorted(s.test()) == [0,1]
+    with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected at least two examples to tune on, got 1"): compare(cfg.replace(output_dir=str(tmp_path/'c')), ['local'], (0,), tune={'*': {'lr': [.1,.2]}})
+    write(tmp_path/'e.jsonl', [dict(instruction=f'{i}', output='x', client='c', task='b' if i else 'alone') for i in range(9)])
+    lonely = cfg.replace(data=str(tmp_path/'e.jsonl'), valid_share=0., unseen_tasks=['alone'], output_dir=str(tmp_path/'e'))
+    with pytest.raises(DataError, match='client alone: no test examples: expected at least two different questions'): get_server(lonely, get_client_data(lonely), callbacks=[])
 
 def test_the_seed_draws_another_split(tmp_path):
     folder = wards(tmp_path/'d', (200,))
