@@ -133,7 +133,7 @@ def test_a_hostile_site_is_named_and_never_mixed(make_cfg, how):
         f = Path(cfg.output_dir)/'2'
         old,new = [load_file(f/f'trained_{i}'/'adapter_model.safetensors') for i in (0,2)],load_file(f/'local_output_0'/'adapter_model.safetensors')
         for n in new: assert (new[n].double() - (old[0][n].double() + old[1][n].double())/2).abs().max() < 1e-7
-    assert s.store.check() == [] and sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal()) == ['.lock','config.yaml','history.jsonl','state.json']
+    assert s.store.check() == [] and sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal()) == ['.lock','config.yaml','history.jsonl','names.json','state.json']
 
 def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
     "As a folder that peft loads: what the server has of it; where the algorithm added to the base model, with that, and with nothing of an earlier run's."
