@@ -82,10 +82,12 @@ def availability_selection(available,  # (rounds, K) booleans, or a .csv file of
                            m:float,    # share of all K clients in a round, in (0, 1]
                            rounds:int, # rounds in all
                            seed:int=0, # the run's seed
+                           num_clients:int|None=None, # K; nothing: as many as a line has values
                           )->list:     # a sorted list of client ids for each round
     "Uniform without replacement among the clients that are there: `max(1, round(m * K))`, or all of them where they are fewer."
     V = read_table(available, 'available') if isinstance(available, (str,Path)) else np.asarray(available)
     if V.ndim != 2 or len(V) < rounds: raise ConfigError('available', f'a line for each of {rounds} rounds, with a value for each client', f'an array of shape {V.shape}')
+    if num_clients not in (None,V.shape[1]): raise ConfigError('available', f'{num_clients} values in each line, one a client', V.shape[1])
     if not np.isin(V, (0,1)).all(): raise ConfigError('available', '1 or 0, true or false', V[~np.isin(V, (0,1))][0].item())
     def draw(t, g):
         there = np.flatnonzero(V[t])

@@ -48,6 +48,9 @@ def _called(field, kind, f, args):
     for k in args:
         if k not in known: raise ConfigError(field, f'settings of {kind}, which has {", ".join(known) or "none"}' + near(k, known), args)
     try: return f(**args)
+    except ConfigError as e:
+        if e.name in args: raise ConfigError(f'{field}: {e.name}', e.wanted, e.got) from e
+        raise
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
 # %% ../nbs/12_servers.ipynb #97ed185e
@@ -256,7 +259,7 @@ class BaseServer:
         cfg,K = self.cfg,self.num_clients
         kind,args = cfg.selection,(cfg.m, cfg.rounds, cfg.seed)
         if kind == 'neighbourhood' and (self.alk_connection is None or not self.alk_connection.any()): raise ConfigError('selection', 'another than neighbourhood for an algorithm without a graph that is known before', kind)
-        def available(available): return availability_selection(available, *args)
+        def available(available): return availability_selection(available, *args, K)
         def by_loss(d=None):
             done,loss = [r['selected'] for r in self.history],{int(i): l for r in self.history for i,l in r['loss'].items()}   # each client's last
             new = power_of_choice([loss.get(i) for i in range(K)], cfg.m, min(K, 2*max(1, round(cfg.m*K))) if d is None else d, rng(cfg.seed, 'selection', len(done)))
