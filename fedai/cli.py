@@ -74,24 +74,27 @@ def _stoppable(kept): # called for what to say
 
 def _columns(): return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120   # that a table may have
 
+def _say(line, indent=2):
+    "A line, as wide as there is room."
+    from fedai.utils import folded
+    print(folded(line, _columns(), indent), flush=True)
+
 def _tell_test(server, cfg):
     "Test all clients, and print what came out."
     from fedai.evaluation import gain_table, newcomer_table, samples, score_table
-    from fedai.utils import folded
-    def say(line): print(folded(line, _columns(), 2), flush=True)
-    say('testing each client with its own adapter, the base model and the mean of all adapters ...')
+    _say('testing each client with its own adapter, the base model and the mean of all adapters ...')
     server.test(baselines=True, versus=cfg.versus)
     if cfg.samples and (Path(cfg.output_dir)/'generations.jsonl').exists(): print('\n' + samples(cfg.output_dir, examples=cfg.samples, width=max(40, min(100, _columns() - 10)), names=server.scorecard.get('names')))
     print('\n' + score_table(server.scorecard, width=_columns()) + '\n\n' + gain_table(server.scorecard, _columns()))
     if getattr(server.lst_data_dict, 'newcomers', None):
         print()
-        say('testing newcomers from each start, and after a round of training of their own ...')
+        _say('testing newcomers from each start, and after a round of training of their own ...')
         print('\n' + newcomer_table(server.test_newcomers()))
     if cfg.cross and cfg.cross not in (there := list(server.scorecard['mean'])): raise ConfigError('cross', 'one of ' + ', '.join(there) + ', which all clients have here', cfg.cross)
     if cfg.cross: server.cross_evaluation(metric=cfg.cross)
     there = [o for o in ('scorecard.json','generations.jsonl','history.jsonl','curves.png',*(['cross_evaluation.json','cross_evaluation.png'] if cfg.cross else [])) if (Path(cfg.output_dir)/o).exists()]
     print()
-    say(f"wrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
+    _say(f"wrote {', '.join(there)} in {cfg.output_dir}" + (f', and the adapters in {cfg.output_dir}/<round>/local_output_<client>' if cfg.rounds else ''))
 
 # %% ../nbs/17_cli.ipynb #c0da178c
 def _aside(as_json):
@@ -266,12 +269,11 @@ def show_algorithms(as_json=False, # for programs
                    )->int:         # the exit code
     "Print what `name` may be in a config: what `fedai algorithms` does."
     from fedai.algorithms import import_user_code, list_algorithms
-    from fedai.utils import folded
     with _aside(as_json): import_user_code(imports)
     found = list_algorithms()
     if as_json: _print_json(found)
     for o in [] if as_json else found:
-        for key,text in ((o['name'],o['about']), ('',o['paper']), *(('',f'{k} [{default}]: {text}') for k,(default,text) in o['settings'].items())): print(folded(f'{key:12}{text}', _columns(), 12))
+        for key,text in ((o['name'],o['about']), ('',o['paper']), *(('',f'{k} [{default}]: {text}') for k,(default,text) in o['settings'].items())): _say(f'{key:12}{text}', 12)
     return 0
 
 # %% ../nbs/17_cli.ipynb #0adc30fb

@@ -19,7 +19,7 @@ from .servers import algorithm_classes
 from .tables import Examples
 from .tracking import trackers
 from .training import NonFiniteLoss
-from .utils import aligned, duration, fitting, rng, write_json, write_text
+from .utils import duration, laid_out, rng, write_json, write_text
 
 # %% ../nbs/13a_comparison.ipynb #1df60ac5
 def _variants(algorithms):
@@ -165,9 +165,8 @@ class Comparison:
         "The summary as a terminal shows it."
         head,lines = self._cells()
         n = 1 + bool(self.sweep)
-        def some(cols): return aligned([[r[j] for j in cols] for r in (head, *lines)], n, (1,))
         apart = [[*range(n), *range(j, min(j+2, len(head)))] for j in range(n, len(head), 2)]
-        return fitting([some(range(len(head))), '\n\n'.join(map(some, apart))], width)
+        return laid_out([head, *lines], [[range(len(head))], apart], width, n, (1,))
 
     def plot(self, figure=None): # a matplotlib figure
         "The metric for each algorithm (a dot a seed), and the gain over the first reference with its interval; over the swept field where there is one."

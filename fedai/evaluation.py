@@ -16,7 +16,7 @@ from .config import ConfigError, RunError
 from .data import commonest_answer
 from .metrics import gains, lower_is_better, summarise
 from .store import mean_rows
-from .utils import aligned, fitting, folded, picture_text, spread, write_json, write_text
+from .utils import aligned, folded, laid_out, picture_text, spread, write_json, write_text
 
 # %% ../nbs/11a_evaluation.ipynb #29c4a3ac
 def _bar(pairs, total, what): return tqdm(pairs, total=total, desc=what, unit='client', leave=False, disable=None)
@@ -142,9 +142,8 @@ def score_table(card:dict, # a scorecard: `BaseServer.scorecard` once `test` has
         return [card.get('names', {}).get(i, i), c.get('task', ''), *cells(lambda p,k: parts[p]['clients'].get(i, {}).get(k))]
     rows = [client(i) for i in ids]
     rows += [[o,'',*cells(lambda p,k: parts[p][f].get(k))] for o,f in (('mean','mean'),('median','median'),('worst tenth','worst_decile'),('best','best'))]
-    def some(cols): return aligned([[r[j] for j in cols] for r in (head, *rows)], 1 + (1 in cols), (1, len(rows) - 3))
     apart = [[0, *([1] if k == 'loss' else []), *(j+2 for j,o in enumerate(keys) if o[0] == k)] for k in metrics if any(o[0] == k for o in keys)]
-    return fitting([some(range(len(head))), '\n\n'.join(map(some, apart))], width) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
+    return laid_out([head, *rows], [[range(len(head))], apart], width, 2, (1, len(rows) - 3)) + ''.join(f"\n{card.get('names', {}).get(i, f'client {i}')} could not be tested: {why}" for i,why in card.get('untested', {}).items())
 
 def gain_table(card:dict, # a scorecard
                width=120, # characters in a line: baselines that don't fit beside the others stand below
@@ -162,8 +161,9 @@ def gain_table(card:dict, # a scorecard
         rows.append([k.replace('_', ' '), f'{v:.{d}f}', '[{:.{d}f}, {:.{d}f}]'.format(*card['interval'][k], d=d)])
         for g in over.values(): rows[-1].append(f"{g[k]['mean']:+.{d}f} [{g[k]['low']:+.{d}f}, {g[k]['high']:+.{d}f}] {g[k]['better']['mean']:4.0%}" if k in g else '')
     note = '[95 % intervals]' + (', and the share of clients that are better off' if over else '')
-    def split(n): return '\n\n'.join(aligned([[*r[:1 if j else 3], *r[3+j:3+j+n]] for r in rows], 1, (1,)) for j in range(0, len(over) or 1, n))
-    return fitting(map(split, range(len(over) or 1, 0, -1)), width) + f'\n{note}' + ('\n' + folded(f"0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}", width, 2) if empty else '')
+    end = len(rows[0])
+    layouts = ([[0, *((1,2) if j == 3 else ()), *range(j, min(j+n, end))] for j in range(3, max(end, 4), n)] for n in range(len(over) or 1, 0, -1))
+    return laid_out(rows, layouts, width, rules=(1,)) + f'\n{note}' + ('\n' + folded(f"0 for everybody: {', '.join(k.replace('_', ' ') for k in empty)}", width, 2) if empty else '')
 
 # %% ../nbs/11a_evaluation.ipynb #0bf0dbd7
 def samples(said,       # the lines of `generations.jsonl`, or the folder of a run that has it

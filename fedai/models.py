@@ -109,11 +109,8 @@ def _loaded(cls, name, **kwargs):
     where = find_model(name)
     if where.endswith('.gguf'): where = str(convert_gguf(where))
     with _quiet():
-        try: got = cls.from_pretrained(where, **kwargs)
+        try: return cls.from_pretrained(where, **kwargs)
         except (OSError,ValueError,SafetensorError) as e: raise ConfigError('model', 'a model that transformers can load', f'{name} ({(str(e).strip() or type(e).__name__).splitlines()[0]})') from e
-    if not isinstance(got, tuple): return got
-    if lost := sorted(got[1]['missing_keys']): raise ConfigError('model', 'a causal language model with all its weights', f"{name} (without {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}, which transformers would draw at random)")
-    return got[0]
 
 # %% ../nbs/05_models.ipynb #bb687860
 def get_tokenizer(cfg:FedConfig): # its `model` and `add_tokens`
@@ -174,9 +171,11 @@ def load_base(cfg:FedConfig): # a transformers causal language model
     from transformers import AutoModelForCausalLM
     if cfg.dtype == '4bit':
         if cfg.model == 'tiny': raise ConfigError('dtype', "another than '4bit' for the tiny model, which is made and not loaded", cfg.dtype)
-        return _loaded(AutoModelForCausalLM, cfg.model, output_loading_info=True, **_quantised(cfg)).requires_grad_(False)
-    dtype = getattr(torch, cfg.dtype) if cfg.dtype != 'auto' else torch.bfloat16 if fast_bf16(cfg) else torch.float32
-    model = _tiny_model(261).to(dtype) if cfg.model == 'tiny' else _loaded(AutoModelForCausalLM, cfg.model, output_loading_info=True, dtype=dtype)
+        kwargs = _quantised(cfg)
+    else: kwargs = dict(dtype=getattr(torch, cfg.dtype) if cfg.dtype != 'auto' else torch.bfloat16 if fast_bf16(cfg) else torch.float32)
+    if cfg.model == 'tiny': return _tiny_model(261).to(kwargs['dtype']).requires_grad_(False)
+    model,info = _loaded(AutoModelForCausalLM, cfg.model, output_loading_info=True, **kwargs)
+    if lost := sorted(info['missing_keys']): raise ConfigError('model', 'a causal language model with all its weights', f"{cfg.model} (without {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}, which transformers would draw at random)")
     return model.requires_grad_(False)
 
 def get_base_model(cfg:FedConfig,  # its `model`, `base_precision`, `seed`

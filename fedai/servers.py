@@ -244,6 +244,13 @@ class BaseServer:
         "What the clients are called."
         return getattr(self.lst_data_dict, 'names', None)
 
+    def called(self,
+               row:int, # its id
+              )->str:
+        "What the client of a row is called; 'client 3' where the data has no names."
+        i = row % self.num_clients
+        return self.names[i] if self.names and self.names[i] != str(i) else f'client {i}'
+
     @cached_property
     def tasks(self): # K task names, or None where the data has none
         "Each client's task, by its first training example."
@@ -318,7 +325,7 @@ class BaseServer:
         for i in ids:
             c = self.client(i)
             if self._data.get(c.place, c.fingerprint) != c.fingerprint:
-                raise ConfigError(f"lst_data_dict[{c.place}]['train']", f'the data of the run in {self.store.root} (or another `output_dir`)', 'other data')
+                raise ConfigError(f"lst_data_dict[{c.place}]['train']", f'the data of the run in {self.cfg.output_dir} (or another `output_dir`)', 'other data')   # a double has no folder
             c.test_data   # so that what is wrong with it is found before the client trains
             yield c
 
@@ -547,7 +554,7 @@ class BaseServer:
         why = {i: failed.get(j, 'no reply') for i in ids for j in self.row_ids([i]) if j not in metrics}
         here = [i for i in ids if i not in why]
         if len(here) < min(self.cfg.min_clients, len(ids)):
-            raise RoundFailed(f"round {t+1}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: " + '; '.join(f"{self.names[i % self.num_clients] if self.names else f'client {i}'}: {w}" for i,w in list(why.items())[:10]) + ". What they trained is kept, and the run goes on from there when it is started again")
+            raise RoundFailed(f"round {t+1}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: " + '; '.join(f"{self.called(i)}: {w}" for i,w in list(why.items())[:10]) + ". What they trained is kept, and the run goes on from there when it is started again")
         return here,{str(i): w for i,w in why.items()}
 
     def record(self,

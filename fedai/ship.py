@@ -9,7 +9,7 @@ __all__ = ['open_run', 'client_names', 'find_client', 'model_card', 'export_adap
 # %% ../nbs/16a_ship.ipynb #21d06e30
 import copy, json, os, re, shlex, shutil, sys, textwrap, unicodedata, uuid, warnings
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +38,12 @@ class _Reading(BaseServer):
         self._check_model()
         self.client_list = LazyList(self, client_class or type(self).client_class, cfg.max_alive)
         self._remember(self.store.history(), anew=True)
+
+    @cached_property
+    def names(self):
+        "As the run has them, where it isn't given the data."
+        p = self.store.root/'names.json'
+        return (json.loads(p.read_text(encoding='utf-8')) if p.is_file() else {}).get('names') or getattr(self.lst_data_dict, 'names', None)
 
     def _make_model(self, model):
         if self.whole: return super()._make_model(model)
@@ -108,9 +114,7 @@ def _row(server, i):
 def client_names(server, # a server, such as `open_run` gives
                 )->list: # K texts
     "What the clients are called, where the data says; 'client 3' otherwise."
-    p = server.store.root/'names.json'
-    names = (_read_json(p, p.stat().st_mtime_ns) if p.is_file() else {}).get('names') or server.names
-    return [names[i] if names else f'client {i}' for i in range(server.num_clients)]
+    return [server.called(i) for i in range(server.num_clients)]
 
 def find_client(server, # a server, such as `open_run` gives
                 client, # a client's number, or its name; a text that is both is a name

@@ -314,6 +314,12 @@ def _serve(cfg, folder, clients, listen, wait, out):
         _stop(link, .5 if status.startswith('finished') else 10)   # to end what still runs takes time; after a run Flower would only wait for sites to go, which come back by themselves
 
 # %% ../nbs/15a_sites.ipynb #e0f66733
+def _since(path, at):
+    "What a log has from a place on, without colours."
+    with open(path, 'rb') as f:
+        f.seek(at)
+        return re.sub(r'\x1b\[\d*m', '', f.read().decode(errors='replace'))
+
 def _why_not(superlink, ca):
     "Why a SuperNode isn't connected."
     host,port = _address(superlink, 'superlink')
@@ -346,7 +352,7 @@ class _SuperNode:
             self.process = _start('flower-supernode', [*self.args, '--port', self.port], _environment(self.folder), log)
             self.client = self._client(SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=['/flwr.proto.Runtime/AcquireTask']))
             while self.process.poll() is None and not self.stopping.is_set():
-                if not there and b'SuperNode ID' in log.read_bytes()[at:]:
+                if not there and 'SuperNode ID' in _since(log, at):
                     there,said = True,False
                     self.say(f'connected to {self.superlink}')
                 if not there and not said and time.monotonic() - began > 10:   # it tries on
@@ -354,7 +360,7 @@ class _SuperNode:
                     self.say(f'not connected yet: {_why_not(self.superlink, self.ca)}')
                 time.sleep(.2)
             if self.stopping.is_set(): return
-            text = re.sub(r'\x1b\[\d*m', '', log.read_bytes()[at:].decode(errors='replace'))
+            text = _since(log, at)
             why = [' '.join(l.split()) for l in text.splitlines() if 'ERROR' in l or 'Error' in l or 'refus' in l]
             why = _why_not(self.superlink, self.ca) if 'Exit Code: 305' in text else why[-1] if why else f'exit code {self.process.returncode}'
             self.say(f'the SuperNode ended: {why}; it is started again')

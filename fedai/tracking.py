@@ -136,7 +136,7 @@ class Progress(Callback):
         s = time.perf_counter() - self.started
         self.done,self.part = self.done + len(self.ids) - len(self.losses)*self.size,0.   # with those that a killed run had trained, or that were lost
         with open(server.store.root/'timing.jsonl', 'a') as f: f.write(json.dumps(dict(round=record['round'], seconds=round(s, 3), tokens=self.tokens, per_second=round(self.tokens/s), padding=round(1 - self.tokens/max(1, self.padded, self.tokens), 3))) + '\n')
-        for i,why in record.get('failed', {}).items(): self.line(f"{server.names[int(i) % server.num_clients] if server.names else f'client {i}'} is left out of round {record['round']+1}: {why}")
+        for i,why in record.get('failed', {}).items(): self.line(f"{server.called(int(i))} is left out of round {record['round']+1}: {why}")
         extra = ''.join(f'  {name} {record[k]:.3f}' for k,name in (('mean_test_loss','test loss'),('holdout_loss','holdout loss')) if k in record)
         left = f'  {self.left}' if self.left and self.round < self.rounds else ''
         self.line(f"round {record['round']+1}/{server.cfg.rounds}  {plural(len(record['selected']), 'client')}  loss {record['mean_loss']:.3f}{extra}  pull {record['pull']['mean']:.1%}  {s:.1f} s  {self.tokens/s:,.0f} tokens/s{left}")

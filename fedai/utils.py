@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['key_seed', 'rng', 'keyed_torch', 'sync_dir', 'atomic_file', 'write_text', 'write_json', 'cache_dir', 'only_one',
-           'spread', 'plural', 'duration', 'existing', 'aligned', 'fitting', 'folded', 'can_write', 'short',
+           'spread', 'plural', 'duration', 'existing', 'aligned', 'laid_out', 'folded', 'can_write', 'short',
            'picture_text', 'LazyList']
 
 # %% ../nbs/01_utils.ipynb #40b07274
@@ -152,13 +152,17 @@ def aligned(rows,     # lists of texts, as long as each other
     for j in sorted(rules, reverse=True): out.insert(j, '-'*(sum(width) + 2*len(width) - 2))
     return '\n'.join(out)
 
-def fitting(texts, # that say the same, the widest first
-            width, # characters in a line
-           )->str:
-    "The first text whose lines are no longer than that; the last where none is."
-    for t in texts:
-        if max(map(len, t.split('\n'))) <= width: break
-    return t
+def laid_out(rows,     # lists of texts, as long as each other
+             layouts,  # ways to lay them out, the widest first: for each the blocks that stand below each other, with the numbers of their columns
+             width,    # characters in a line
+             left=1,   # columns that are flush left
+             rules=(), # rows before which there is a rule
+            )->str:    # lines of text
+    "Rows as aligned columns in the first layout that fits; in the last where none does."
+    for blocks in layouts:
+        text = '\n\n'.join(aligned([[r[j] for j in cols] for r in rows], sum(j < left for j in cols), rules) for cols in blocks)
+        if max(map(len, text.split('\n'))) <= width: break
+    return text
 
 def folded(line:str,   # of words
            width=None, # characters in a line; None: as many as there are

@@ -112,3 +112,10 @@ def test_too_few_stop_the_run_and_nothing_is_lost(make_cfg, away):
     s.fit()
     assert trained[:2] == [(1,2),(1,3)] and len(trained) == 6   # what was trained isn't trained again
     same_run(whole, s)
+
+def test_changed_data_is_refused_elsewhere_too(make_cfg, away):
+    cfg = make_cfg(engine=away(Away), rounds=1)
+    get_server(cfg, client_data(4), callbacks=[]).fit()
+    changed = client_data(4)
+    changed[2]['train'] = sums(9)
+    with pytest.raises(ConfigError, match=r"`lst_data_dict\[2\]\['train'\]`: expected the data of the run in"): get_server(cfg.replace(rounds=2), changed, callbacks=[]).fit()
