@@ -38,7 +38,7 @@ sync: setup
 check: setup
 	$(BIN)/python tools/sync.py --check
 
-# What cells show, stored in the notebooks for those who read them: of all, or make outputs NB=20_quickstart.
+# What cells show, stored in the notebooks for those who read them: of all, or make outputs NB=tutorials/00_quickstart.
 outputs: setup
 	$(BIN)/python tools/outputs.py $(NB)
 

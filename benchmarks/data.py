@@ -21,19 +21,19 @@ def kb(name): return next(int(l.split()[1]) for l in open('/proc/self/status') i
 def prompter():
     from fedai.config import FedConfig
     from fedai.models import get_tokenizer
-    from fedai.prompts import Prompter
+    from fedai.data.prompts import Prompter
     return Prompter(get_tokenizer(FedConfig()))
 
 def mapped(folder, p):
     "fedai: tables on the disk; a client's tokens when it is used."
     from fedai.config import FedConfig
-    from fedai.data import get_client_data
+    from fedai.data.clients import get_client_data
     data = get_client_data(FedConfig(data=str(folder)))
     return data,sum(len(e) for d in data[:USED] for e in d['train'].encoded(p)[1])
 
 def lists(folder, p):
     "A list of dicts a client, all tokenised at the start."
-    from fedai.prompts import encode_all
+    from fedai.data.prompts import encode_all
     data = [[json.loads(l) for l in open(f)] for f in sorted(folder.glob('*.jsonl'))]
     items = [encode_all(p, d, '')[1] for d in data]
     return (data,items),sum(len(e) for d in items[:USED] for e in d)

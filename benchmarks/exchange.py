@@ -42,7 +42,7 @@ def measure(how, K, rank):
         from flwr.clientapp import ClientApp
         from flwr.serverapp import ServerApp
         from flwr.simulation import run_simulation
-        from fedai.flower import Trainer, central, meet
+        from fedai.remote.flower import Trainer, central, meet
         trainers,found = {},[]
         def answer(msg, context):
             k = int(context.node_config['partition-id'])

@@ -7,7 +7,7 @@ Every measurement is a process of its own, so that its peak memory is its own; t
 copy        the same bytes read and written in user space through a buffer of 1 MiB, file by file
 product     the K x K matrix times the K x P rows, which lie in memory, into memory that was used before: what no mixing can do without
             (of more than 1 GiB of rows, that much is measured and scaled)
-mix         `fedai.store.mix_rows`, which makes the checksums too
+mix         `fedai.store.adapters.mix_rows`, which makes the checksums too
 ... +flush  the same, and every file flushed to the disk
 load all    every file loaded, one product per tensor, every file saved with safetensors
 K² loop     for each client, load every other client's file with torch.load: measured for a few clients and scaled to all
@@ -39,7 +39,7 @@ def graph_matrix(K, neighbours):
 def measure(what, size, K, folder):
     import numpy as np, torch
     from safetensors.torch import load_file, save_file
-    from fedai.store import _flush, mix_rows, read_row
+    from fedai.store.adapters import _flush, mix_rows, read_row
     src,dst = [Path(folder)/'src'/f'{k}.safetensors' for k in range(K)],[Path(folder)/'dst'/f'{k}.safetensors' for k in range(K)]
     layout = read_row(src[0])[0]
     P,scale = layout.nbytes//4,1
@@ -92,7 +92,7 @@ def measure(what, size, K, folder):
 
 def make(size, K, folder, pickles):
     import torch
-    from fedai.store import Layout, write_row
+    from fedai.store.adapters import Layout, write_row
     for d in ('src','dst','pt'): (Path(folder)/d).mkdir(parents=True, exist_ok=True)
     layout = Layout.of({n: torch.empty(s) for n,s in shapes(size)})
     for k in range(K):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 PLAN = """import json, sys, time
 from fedai.config import load_config
-from fedai.plan import make_plan
+from fedai.study.plan import make_plan
 print(json.dumps(make_plan(load_config(sys.argv[1]), clock=time.process_time, began=0.)))"""
 RUN = """import sys, time
 from fedai.config import load_config
 from fedai.algorithms import get_server
-from fedai.data import get_client_data
-from fedai.tracking import Callback, Curves, Progress
+from fedai.data.clients import get_client_data
+from fedai.evaluate.tracking import Callback, Curves, Progress
 cfg = load_config(sys.argv[1])
 class Watch(Callback):
     def before_fit(self, server): self.now = self.began = time.process_time()

@@ -2,7 +2,7 @@
 
     python benchmarks/product.py --out benchmarks/product.md
 
-factors   `fedai.product.product_mix`: QR of the stacked factors, a small core, its singular value decomposition
+factors   `fedai.store.products.product_mix`: QR of the stacked factors, a small core, its singular value decomposition
 dense     Σ_l M_kl B_l A_l as an out x in matrix for each client, and torch's full decomposition of it, in float32; measured for one client and scaled to K
 One layer, out = in = d, rank 8, float32 factors, a random mixing matrix.
 """
@@ -10,7 +10,7 @@ import argparse, time
 from pathlib import Path
 from statistics import median
 import numpy as np, torch
-from fedai.product import product_mix
+from fedai.store.products import product_mix
 
 def timed(f, repeats=3):
     s = []

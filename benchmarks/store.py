@@ -12,8 +12,8 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from fedai.config import FedConfig
 from fedai.models import get_model
-from fedai.store import AdapterStore
-from fedai.training import LiveState
+from fedai.store.adapters import AdapterStore
+from fedai.train.tasks import LiveState
 
 def ms(f, n=20):
     f()

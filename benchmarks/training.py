@@ -19,10 +19,10 @@ import numpy as np, torch
 
 def parts(model, layers, steps, batch_size, **kw):
     from fedai.config import FedConfig
-    from fedai.lm import Prefix, decoder_layers
+    from fedai.train.passes import Prefix, decoder_layers
     from fedai.models import get_model, get_tokenizer
-    from fedai.rows import LiveState
-    from fedai.training import TextTask
+    from fedai.train.stack import LiveState
+    from fedai.train.tasks import TextTask
     cfg = FedConfig(model=model, adapt_layers=layers, local_step=steps, batch_size=batch_size, device=DEVICE, max_new_tokens=16, dtype=DTYPE, mixed_precision='no', **kw)
     peft = get_model(cfg).to(DEVICE)
     live,task = LiveState(peft),TextTask(cfg, get_tokenizer(cfg))
@@ -32,14 +32,14 @@ def parts(model, layers, steps, batch_size, **kw):
 DEVICE,DTYPE = 'cpu','float32'
 
 def examples(n, seed, vocab):
-    from fedai.prompts import Encoded
+    from fedai.data.prompts import Encoded
     g = np.random.default_rng(seed)
     return [Encoded(g.integers(5, vocab, g.integers(42, 59)).tolist(), g.integers(5, vocab, 6).tolist()) for _ in range(n)]
 
 def plain(live, task, cfg, items, k):
     "peft and transformers alone."
-    from fedai.prompts import train_batch
-    from fedai.training import batch_indices
+    from fedai.data.prompts import train_batch
+    from fedai.train.tasks import batch_indices
     from fedai.utils import rng
     params = [p for p in live.model.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr=cfg.lr)
@@ -66,8 +66,8 @@ def timed(ways, repeats):
     return {n: median(v) for n,v in got.items()}
 
 def training(model, layers, K, b, repeats):
-    from fedai.rows import LoraStack
-    from fedai.training import Job, local_steps
+    from fedai.train.stack import LoraStack
+    from fedai.train.tasks import Job, local_steps
     steps = 1 if model != 'tiny' else 8
     cfg,live,task = parts(model, layers, steps, b)
     vocab = live.model.config.vocab_size if model != 'tiny' else 256
@@ -102,9 +102,9 @@ def peak_flops():
     return 2*2048**3/timed({'mm': lambda: a @ a}, 7)['mm']
 
 def generation(model, K, b, repeats):
-    from fedai.prompts import Encoded
-    from fedai.rows import LoraStack
-    from fedai.training import Prepared
+    from fedai.data.prompts import Encoded
+    from fedai.train.stack import LoraStack
+    from fedai.train.tasks import Prepared
     cfg,live,task = parts(model, 'all', 1, b)
     vocab = live.model.config.vocab_size if model != 'tiny' else 256
     datas = {k: Prepared(None, examples(b, k, vocab), 0, 0) for k in range(K)}
@@ -118,7 +118,7 @@ def generation(model, K, b, repeats):
             live.load(stack.rows[k,:live.layout.nbytes])
             count['one by one'] += said(live, {0: datas[k]})
     def said(rows, datas):   # -1 is no token, so nothing ends early
-        from fedai.lm import greedy
+        from fedai.train.passes import greedy
         todo = [(k,e.prompt) for k,d in datas.items() for e in d.items]
         return sum(map(len, greedy(live.model, [p for _,p in todo], {-1}, task.pad, 16, rows, [k for k,_ in todo])))
     def many(): count['together'] = said(stack if K > 1 else live, datas)   # as the engine does
@@ -128,8 +128,8 @@ def generation(model, K, b, repeats):
 # ---- memory: a process for each number of clients, so that the peak is its own
 
 def memory(model, K, option):
-    from fedai.rows import LoraStack
-    from fedai.training import Job, local_steps
+    from fedai.train.stack import LoraStack
+    from fedai.train.tasks import Job, local_steps
     cfg,live,task = parts(model, 'all', 1, 1, **({option: True} if option != 'none' else {}))
     base = sum(t.numel()*t.element_size() for t in live.model.parameters())
     stack = LoraStack(live, K)

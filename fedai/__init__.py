@@ -12,4 +12,5 @@ def __getattr__(name):
 
 def __dir__():
     from fedai._modidx import d
-    return sorted({s.split('.')[2] for symbols in d['syms'].values() for s in symbols if not s.split('.')[2].startswith('_')} | set(globals()))
+    names = {s.removeprefix(f'{module}.').split('.')[0] for module,symbols in d['syms'].items() for s in symbols}
+    return sorted({o for o in names if not o.startswith('_')} | set(globals()))

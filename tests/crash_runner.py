@@ -14,7 +14,7 @@ import networkx, torch
 from conftest import client_data
 from fedai.config import FedConfig
 from fedai.algorithms import get_server
-from fedai.metrics import text_scores
+from fedai.evaluate.metrics import text_scores
 from fedai.models import get_model
 torch.set_num_threads(1)
 warnings.simplefilter('ignore')

@@ -7,9 +7,9 @@ from conftest import client_data
 from fedai.algorithms import get_server, import_user_code, list_algorithms
 from fedai.cli import main
 from fedai.config import ConfigError
-from fedai.prompts import train_batch
+from fedai.data.prompts import train_batch
 from fedai.models import get_model
-from fedai.training import batch_indices
+from fedai.train.tasks import batch_indices
 from fedai.utils import rng
 
 K,SIZES = 4,[6,9,12,5]

@@ -6,12 +6,12 @@ from conftest import client_data, sums
 from fedai.algorithms import get_server
 from fedai.clients import Client_mira
 from fedai.config import ConfigError, FedConfig, load_config
-from fedai.prompts import DataError
+from fedai.data.prompts import DataError
 from fedai.models import get_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
-from fedai.store import AdapterStore, StoreError
-from fedai.tracking import Callback
-from fedai.training import NonFiniteLoss
+from fedai.store.adapters import AdapterStore, StoreError
+from fedai.evaluate.tracking import Callback
+from fedai.train.tasks import NonFiniteLoss
 
 @pytest.mark.parametrize('fields,message', [
     (dict(lamda_=1), r"`lamda_`: expected a known field \(did you mean 'lambda_'\?\), got 1"),

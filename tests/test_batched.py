@@ -8,12 +8,12 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from conftest import client_data
 from fedai.clients import Client_mira
 from fedai.config import ConfigError, FedConfig
-from fedai.prompts import Encoded, train_batch
-from fedai.lm import AnswerLoss, Prefix, checkpointed, count_saved, cut_even, cut_passes, decoder_layers, greedy
+from fedai.data.prompts import Encoded, train_batch
+from fedai.train.passes import AnswerLoss, Prefix, checkpointed, count_saved, cut_even, cut_passes, decoder_layers, greedy
 from fedai.models import add_lora, get_base_model, get_model, get_tokenizer, load_base
-from fedai.rows import LiveState, LoraStack, ModuleStack, _Runs
+from fedai.train.stack import LiveState, LoraStack, ModuleStack, _Runs
 from fedai.servers import BaseServer, Server_mira
-from fedai.training import Job, ModuleTask, TextTask, batch_indices, local_steps
+from fedai.train.tasks import Job, ModuleTask, TextTask, batch_indices, local_steps
 from fedai.utils import rng
 
 def plain_loss(model, batch):
@@ -301,7 +301,7 @@ def test_options_of_language_models_are_refused_for_others(make_cfg, option):
     with pytest.raises(ConfigError, match=f'`{option}`: expected false for a module'): BaseServer(make_cfg(**{option: True}), [{'train': pairs(k, 8), 'test': pairs(k+50, 4)} for k in range(4)], net('mlp'), callbacks=[], criterion=torch.nn.CrossEntropyLoss())
 
 def test_steps_are_told_while_clients_train_together(make_cfg):
-    from fedai.tracking import Callback
+    from fedai.evaluate.tracking import Callback
     class Steps(Callback):
         seen = []
         def after_step(self, server, comm_round, done, steps): self.seen.append((comm_round, done, steps))

@@ -62,10 +62,10 @@ def test_what_an_option_means(given, want):
     assert list(_overrides(get_parser().parse_args(['run', *given.split(' ')])).values()) == [want]
 
 def test_errors_that_are_foreseen_and_those_that_are_not(said, monkeypatch):
-    from fedai.prompts import DataError
+    from fedai.data.prompts import DataError
     from fedai.servers import RoundFailed
-    from fedai.store import StoreError
-    from fedai.training import NonFiniteLoss
+    from fedai.store.adapters import StoreError
+    from fedai.train.tasks import NonFiniteLoss
     def fails(e):
         def run(cfg): raise e
         monkeypatch.setattr(cli, 'run', run)
@@ -88,7 +88,7 @@ def test_no_client_could_be_tested(made, said, monkeypatch):
 
 def test_ray_that_cannot_start():
     from types import SimpleNamespace
-    from fedai.ray import _connect
+    from fedai.remote.ray import _connect
     def init(**kw): raise RuntimeError('no room for the object store')
     with pytest.raises(RunError, match="Ray couldn't start: no room for the object store"): _connect(SimpleNamespace(is_initialized=lambda: False, init=init), None)
 
@@ -334,9 +334,9 @@ def test_a_comparison_that_is_stopped_goes_on_with_its_command(tmp_path, said, m
     assert code == 0 and (Path('both')/'compare.json').exists()
 
 def test_stopped_before_anything_is_kept(said, monkeypatch, tmp_path):
-    import fedai.data
+    import fedai.data.clients
     def stop(cfg): signal.raise_signal(signal.SIGINT)
-    monkeypatch.setattr(fedai.data, 'get_client_data', stop)
+    monkeypatch.setattr(fedai.data.clients, 'get_client_data', stop)
     before = signal.getsignal(signal.SIGINT)
     code,out,err = said('run', '--output_dir', tmp_path/'run')
     assert (code, err) == (130, f"fedai: stopped before anything was kept in {tmp_path/'run'}\n") and signal.getsignal(signal.SIGINT) is before

@@ -4,13 +4,13 @@ import json, os, subprocess, sys
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from fedai.algorithms import get_server
-from fedai.comparison import compare
+from fedai.study.comparison import compare
 from fedai.config import ConfigError, FedConfig
-from fedai.data import ClientData, get_client_data, show_data, token_facts
+from fedai.data.clients import ClientData, get_client_data, show_data, token_facts
 from fedai.models import get_tokenizer
-from fedai.prompts import DataError, Prompter, encode_all
+from fedai.data.prompts import DataError, Prompter, encode_all
 from fedai.servers import BaseServer, Server_mira
-from fedai.tables import Examples, ExampleTable, TokenTable
+from fedai.data.tables import Examples, ExampleTable, TokenTable
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch): monkeypatch.setenv('FEDAI_CACHE', str(tmp_path/'cache'))
@@ -83,7 +83,7 @@ def test_the_second_start_reads_neither_text_nor_tokenises(tmp_path, monkeypatch
     items = encode_all(Prompter(tok), first[1]['train'], 'x')[1]
     with monkeypatch.context() as m:
         m.setattr(TokenTable, 'write', None)
-        m.setattr('fedai.sources.Source.__iter__', None)
+        m.setattr('fedai.data.sources.Source.__iter__', None)
         again = get_client_data(cfg)
         assert again == first and list(encode_all(Prompter(tok), again[1]['train'], 'x')[1]) == list(items)
         with pytest.raises(TypeError): encode_all(Prompter(tok, 'alpaca'), again[1]['train'], 'x')

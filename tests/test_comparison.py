@@ -5,7 +5,7 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
 from conftest import client_data
-from fedai.comparison import Comparison, _fingerprint, compare, hold_out, paired_bootstrap
+from fedai.study.comparison import Comparison, _fingerprint, compare, validation_split, paired_bootstrap
 from fedai.config import ConfigError
 
 ARGS = dict(algorithms=['local','fedavg','mira'], seeds=[0,1], tune={'*': {'lr': [.1,1.]}, 'mira': {'coupling': [.2,.6]}}, metric='loss', data=lambda cfg: client_data(4))
@@ -51,7 +51,7 @@ def test_numbers_are_recomputed_from_the_files(make_cfg):
             assert row[ref]['mean'] == pytest.approx(d.mean(), abs=1e-12) and row[ref]['better']['mean'] == (d > 0).mean() and row[ref]['low'] <= d.mean() <= row[ref]['high']
             tasks = [f'{s} plus{k%2}' for s in (0,1) for k in range(4)]   # as the clients' examples say; client 0 and 2 of a seed are drawn together
             assert {k: row[ref][k] for k in ('mean','low','high')} == pytest.approx({k: v for k,v in paired_bootstrap(d.ravel(), tasks).items()}, abs=1e-12)
-    assert {json.loads(p.read_text())['key']['data'] for p in root.glob('tune/*/*/cell.json')} == {_fingerprint(hold_out(client_data(4), .25, 0))}   # tuned without the tests
+    assert {json.loads(p.read_text())['key']['data'] for p in root.glob('tune/*/*/cell.json')} == {_fingerprint(validation_split(client_data(4), .25, 0))}   # tuned without the tests
     history = {a: [json.loads(o) for o in (root/a/'seed_0'/'history.jsonl').read_text().splitlines()] for a in ARGS['algorithms']}
     for k in ('data','selected','tokens'): assert len({json.dumps([r[k] for r in h]) for h in history.values()}) == 1   # the same data, selection and budget
     losses = {a: [np.mean([m['loss'] for m in json.loads((root/'tune'/a/str(j)/'cell.json').read_text())['clients'].values()]) for j in (0,1)] for a in ARGS['algorithms']}
@@ -60,11 +60,11 @@ def test_numbers_are_recomputed_from_the_files(make_cfg):
 
 def test_no_test_question_is_tuned_on():
     data = client_data(4)
-    for d,h in zip(data, hold_out(data, .25, 3)):
+    for d,h in zip(data, validation_split(data, .25, 3)):
         key = lambda exs: sorted(e['instruction'] for e in exs)
         assert key(h['train'] + h['test']) == key(d['train']) and len(h['test']) == 3
-    with pytest.raises(ConfigError, match='at least two examples'): hold_out([{'train': [1], 'test': [2]}])
-    with pytest.raises(ConfigError, match='valid_share'): hold_out(data, 1.)
+    with pytest.raises(ConfigError, match='at least two examples'): validation_split([{'train': [1], 'test': [2]}])
+    with pytest.raises(ConfigError, match='valid_share'): validation_split(data, 1.)
 
 def test_finished_cells_are_kept_and_changed_data_is_refused(make_cfg):
     cfg,out = make_cfg(optimizer='SGD', rounds=1),io.StringIO()
@@ -99,7 +99,7 @@ def test_other_settings_than_in_the_folder_are_refused_before_anything_runs(make
     assert out.getvalue() == ran and not (Path(cfg.output_dir)/'ditto').exists()
 
 def test_a_diverged_trial_loses_and_a_diverged_cell_is_an_error(make_cfg):
-    from fedai.training import NonFiniteLoss
+    from fedai.train.tasks import NonFiniteLoss
     def net():
         torch.manual_seed(0)
         return torch.nn.Linear(2, 1)
@@ -117,7 +117,7 @@ import os, sys
 import matplotlib.pyplot, networkx, reasoning_gym
 from fedai.cli import main
 from fedai.config import FedConfig
-from fedai.metrics import text_scores
+from fedai.evaluate.metrics import text_scores
 from fedai.models import get_model
 get_model(FedConfig(model='tiny')),text_scores(['a'], ['a'])
 for line in sys.stdin:

@@ -5,8 +5,8 @@ from pathlib import Path
 from conftest import client_data
 from fedai.cli import main
 from fedai.servers import Server_mira
-from fedai.store import AdapterStore, StoreError, load_old_state
-from fedai.tracking import Callback
+from fedai.store.adapters import AdapterStore, StoreError, load_old_state
+from fedai.evaluate.tracking import Callback
 
 HERE = Path(__file__).parent
 
@@ -48,8 +48,8 @@ import resource, sys; sys.path.insert(0, {here!r})
 from conftest import client_data
 from fedai.config import FedConfig
 from fedai.servers import Server_mira
-from fedai.store import StoreError
-from fedai.tracking import Callback
+from fedai.store.adapters import StoreError
+from fedai.evaluate.tracking import Callback
 class Fill(Callback):
     "After the first round no file may be larger than a few kilobytes."
     def after_round(self, server, record): resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
@@ -84,7 +84,7 @@ def test_after_a_failed_write_the_same_server_goes_on(make_cfg, monkeypatch):
 
 def test_a_second_process_is_refused_and_a_dead_ones_lock_is_not_in_the_way(make_cfg):
     cfg = make_cfg(rounds=1)
-    hold = [sys.executable, '-c', f"import time\nfrom fedai.store import AdapterStore\nwith AdapterStore({cfg.output_dir!r}).locked():\n print('held', flush=True); time.sleep(60)"]
+    hold = [sys.executable, '-c', f"import time\nfrom fedai.store.adapters import AdapterStore\nwith AdapterStore({cfg.output_dir!r}).locked():\n print('held', flush=True); time.sleep(60)"]
     p = subprocess.Popen(hold, stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline() == 'held\n'

@@ -2,7 +2,7 @@
 import json, pytest, string, torch
 from hypothesis import given, settings, strategies as st
 from fedai.config import ConfigError, FedConfig
-from fedai.prompts import DataError, Prompter, by_length, pad_batch, train_batch
+from fedai.data.prompts import DataError, Prompter, by_length, pad_batch, train_batch
 from fedai.models import get_tokenizer
 
 TINY = get_tokenizer(FedConfig(model='tiny'))

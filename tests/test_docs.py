@@ -12,9 +12,10 @@ spec = importlib.util.spec_from_file_location('fedai_docs', ROOT/'tools'/'docs.p
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
 
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+rooms = docs.rooms
+NOTEBOOKS = rooms.notebooks()
 TEXTS = [*NOTEBOOKS, *sorted(ROOT.glob('*.md')), *sorted((ROOT/'benchmarks').glob('*.md'))]
-MODULES = sorted(p.stem for p in (ROOT/'fedai').glob('*.py') if not p.stem.startswith('_'))
+MODULES = sorted('.'.join(p.relative_to(ROOT/'fedai').with_suffix('').parts) for p in (ROOT/'fedai').rglob('*.py') if not p.stem.startswith('_'))
 
 def prose(p):
     "Markdown without fenced code."
@@ -26,7 +27,7 @@ def broken(text, folder, root=ROOT):
     "Links and images that lead to no file, and files named in `code` that aren't there."
     links = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'`[^`\n]*`', '', text)) + re.findall(r'<img[^>]+src="([^"]+)"', text)
     res = [o for o in links if not re.match(r'\w+:|#', o) and not (folder/unquote(o.split('#')[0])).exists()]
-    named = re.findall(r'`((?:nbs|fedai|tests|tools|configs|benchmarks|\.github)/[\w./-]+\.\w+|\d\d[a-z]?_\w+(?:\.ipynb)?)`', text)
+    named = re.findall(r'`((?:nbs|fedai|tests|tools|configs|benchmarks|\.github)/[\w./-]+\.\w+|(?:\w+/)?\d\d_\w+(?:\.ipynb)?)`', text)
     return res + [o for o in named if not any((root/k).exists() for k in (o, f'nbs/{o}', f'nbs/{o}.ipynb'))]
 
 def test_what_is_broken_is_found(tmp_path):
@@ -70,14 +71,14 @@ def explained(src, page):
 
 @pytest.mark.parametrize('module', MODULES)
 def test_every_export_is_explained(module):
-    src,page = (ROOT/'fedai'/f'{module}.py').read_text(encoding='utf-8'),docs.api_page(module)
+    src,page = (ROOT/'fedai'/f'{docs.path(module)}.py').read_text(encoding='utf-8'),docs.api_page(module)
     assert explained(src, page) == []
     names = import_module(f'fedai.{module}').__all__
     for s in names: assert re.search(rf'^{s}\b', section(page, s).split('```python\n')[1]), f'{s} has no signature'
 
-@pytest.mark.parametrize('name', ['algorithms.get_server','cli.main','cli.run_export','prompts.fill_template','prompts.encode_all','training.TextTask','training.ModuleTask','ship.export_adapter','report.write_report','comparison.compare','data.get_client_data','models.get_model','servers.BaseServer','utils.picture_text'])
+@pytest.mark.parametrize('name', ['algorithms.get_server','cli.main','cli.run_export','data.prompts.fill_template','data.prompts.encode_all','train.tasks.TextTask','train.tasks.ModuleTask','ship.export_adapter','study.report.write_report','study.comparison.compare','data.clients.get_client_data','models.get_model','servers.BaseServer','utils.picture_text'])
 def test_all_parameters_are_explained(name):
-    module,name = name.split('.')
+    module,name = name.rsplit('.', 1)
     table = section(docs.api_page(module), name).split('</div>')[0]
     assert '| parameter |' in table and not re.findall(r'^\| `.*\| *\|$', table, re.M)
 
@@ -91,17 +92,17 @@ def test_what_is_not_explained_is_found():
     assert explained(src, page.replace('What f does', '')) == [('f','What f does.')]
 
 def test_a_page_for_every_notebook_and_module_in_order():
-    assert list(docs.modules().values()) == [p for p in NOTEBOOKS if '#| default_exp' in p.read_text()] and sorted(docs.modules()) == MODULES
+    assert set(docs.modules().values()) == {p for p in NOTEBOOKS if '#| default_exp' in p.read_text()} and sorted(docs.modules()) == MODULES
     order = list(docs.pages())
-    assert {f'nbs/{p.name}' for p in NOTEBOOKS} <= set(order)
+    assert {docs.below(p) for p in NOTEBOOKS} <= set(order)
     lib = [o for o in order if docs.pages()[o].startswith('library/')]
-    assert lib == sorted(lib) and len(lib) == len(MODULES)
+    assert lib == [docs.below(p) for p in docs.modules().values()] and len(lib) == len(MODULES)
 
 def test_links_between_pages():
     assert docs.link('nbs/02_graphs.ipynb', 'api/graphs.md') == '../library/graphs.md'
     assert docs.link('nbs/images/demo.png', 'index.md') == 'images/demo.png'
     assert docs.link('configs/demo.yaml', 'index.md').endswith('/blob/main/configs/demo.yaml')
-    said = docs.markdown('See `laplacian(A)`, `model`, [x](images/demo.png) and `02_graphs`:\n- a <- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```', 'nbs/12_servers.ipynb', 'library/servers.md')
+    said = docs.markdown('See `laplacian(A)`, `model`, [x](images/demo.png) and `02_graphs`:\n- a <- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```', 'nbs/07_servers.ipynb', 'library/servers.md')
     assert said == ('See [`laplacian(A)`](../api/graphs.md#laplacian), `model`, [x](../images/demo.png) and [`02_graphs`](graphs.md):\n\n- a &lt;- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```')
 
 # ---- what the files say
@@ -134,8 +135,6 @@ def test_project_files_agree_with_the_settings():
     assert f'## {cfg["version"]}' in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
     ci = yaml.safe_load((ROOT/'.github'/'workflows'/'ci.yml').read_text(encoding='utf-8'))['jobs']['test']
     assert cfg['min_python'] in ci['strategy']['matrix']['python'] and {'make test'} <= {o.get('run') for o in ci['steps']}
-    quarto = yaml.safe_load((ROOT/'nbs'/'_quarto.yml').read_text(encoding='utf-8'))
-    assert all((ROOT/'nbs'/o['href']).exists() for o in quarto['website']['navbar']['left']) and quarto['metadata-files'] == ['nbdev.yml','sidebar.yml']
     rules = set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
     for p in TEXTS: assert set(re.findall(r'`make (\w+)`', prose(p))) <= rules, p.name
 

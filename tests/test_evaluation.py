@@ -10,11 +10,11 @@ from sklearn.datasets import load_digits
 from conftest import client_data, sums
 from fedai.algorithms import get_server
 from fedai.config import ConfigError
-from fedai.data import ClientData
-from fedai.evaluation import gain_table, score_table
-from fedai.metrics import paired_bootstrap, scorers, text_scores
+from fedai.data.clients import ClientData
+from fedai.evaluate.scorecard import gain_table, score_table
+from fedai.evaluate.metrics import paired_bootstrap, scorers, text_scores
 from fedai.models import get_base_model, get_tokenizer
-from fedai.prompts import Prompter
+from fedai.data.prompts import Prompter
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*of its test questions are in its training data')   # on purpose, so that some answers come out right
 
@@ -277,7 +277,7 @@ def test_newcomers(make_cfg):
     assert {k: v.get('clients') for k,v in again['clients']['late'].items()} == {k: v.get('clients') for k,v in each['late'].items()} and not any('after' in v for v in again['starts'].values())
 
 def test_newcomers_neighbours_by_weight(make_cfg):
-    from fedai.evaluation import newcomer
+    from fedai.evaluate.scorecard import newcomer
     s = run(make_cfg(lr=1e-2, local_step=20), client_data(4))
     late = {'train': sums(2, 6), 'test': sums(2, 4, 50)}
     got = newcomer(s, late, neighbours={0: 1., 3: 3.}, rounds=0)['neighbours']
@@ -309,7 +309,7 @@ def test_before_the_first_round(make_cfg):
     assert list(s.test_newcomers({'late': {'train': sums(5), 'test': sums(5, 4, 40)}})['clients']['late']) == ['start']
 
 def test_a_scorer_of_ones_own(make_cfg, tmp_path):
-    (tmp_path/'judge.py').write_text("from fedai.metrics import scorer\n@scorer('plus0')\n@scorer('plus1')\ndef near(ex, answer): return 1/(1 + abs(len(answer) - len(ex['output'])))\n")
+    (tmp_path/'judge.py').write_text("from fedai.evaluate.metrics import scorer\n@scorer('plus0')\n@scorer('plus1')\ndef near(ex, answer): return 1/(1 + abs(len(answer) - len(ex['output'])))\n")
     try:
         s = run(make_cfg(imports=[str(tmp_path/'judge.py')], lr=1e-2, local_step=20), client_data(4))
         s.test()

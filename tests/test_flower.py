@@ -7,9 +7,9 @@ from safetensors.numpy import save
 from conftest import client_data, sums
 from fedai.algorithms import algorithm_classes, get_server, import_user_code
 from fedai.config import ConfigError, FedConfig
-from fedai.data import get_client_data
-from fedai.flower import Trainer, central, meet, pack, unpack
-from fedai.sites import _Control, make_server_keys, make_site_key, read_clients, run_site
+from fedai.data.clients import get_client_data
+from fedai.remote.flower import Trainer, central, meet, pack, unpack
+from fedai.remote.sites import _Control, make_server_keys, make_site_key, read_clients, run_site
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
 
@@ -188,7 +188,7 @@ def test_who_can_not_be_tested_is_named(make_cfg):
     assert list(h[0]['test_loss']) == ['0','2']
     s.test(baselines=True)
     assert s.scorecard['untested'] == {'1': 'refused: metrics: loss: expected a finite number, got nan'} and list(s.scorecard['clients']) == list(s.scorecard['base']['clients']) == ['0','2']
-    from fedai.evaluation import score_table
+    from fedai.evaluate.scorecard import score_table
     assert 'client 1 could not be tested' in score_table({k: v for k,v in s.scorecard.items() if k != 'names'})
     s,_ = federation(make_cfg(num_clients=3, rounds=0), data, lambda node, kind, r: 'gone' if kind == 'evaluate' else r)
     with pytest.raises(RuntimeError, match='no client could be tested: client 0: error 5: gone; client 1'): s.test()
@@ -274,7 +274,7 @@ def free_port():
 
 def test_the_gate(tmp_path):
     import anyio, httpx
-    from fedai.sites import gate
+    from fedai.remote.sites import gate
     make_server_keys(tmp_path/'fed', ['x'])
     app = gate('https://127.0.0.1:9', tmp_path/'fed'/'ca.crt', most=1000)   # where nobody is
     async def ask():
@@ -317,7 +317,7 @@ class Federation:
 class Eve:
     "A registered site whose trainer is played by this process: greets as it should, and answers training with something else every time."
     def __init__(self, f):
-        from fedai.sites import _SuperNode
+        from fedai.remote.sites import _SuperNode
         self.node = _SuperNode(f'127.0.0.1:{f.port}', f.tmp/'eve.key', f.tmp/'fed'/'ca.crt', self.answer, print)
         threading.Thread(target=self.node.serve, daemon=True).start()
     def answer(self, data):
@@ -414,7 +414,7 @@ def test_a_federation_on_loopback(tmp_path):
 def test_what_runs_at_the_server_ends_with_the_process_that_started_it(tmp_path):
     "Also where that process is killed hard, in the middle of whatever goes on."
     starter = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-    code = f"from fedai.flower import serve\nimport time\nclass Grid:\n    def get_node_ids(self): time.sleep(600)\nserve(Grid(), 'run.yaml', {str(tmp_path)!r}, starter={starter.pid})"
+    code = f"from fedai.remote.flower import serve\nimport time\nclass Grid:\n    def get_node_ids(self): time.sleep(600)\nserve(Grid(), 'run.yaml', {str(tmp_path)!r}, starter={starter.pid})"
     (tmp_path/'clients.json').write_text('[{"name": "a", "node": 1}]')
     app = subprocess.Popen([sys.executable, '-c', code])
     try:

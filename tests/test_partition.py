@@ -4,7 +4,7 @@ matplotlib.use('agg')
 from hypothesis import assume, given, settings, strategies as st
 from scipy import stats
 from fedai.config import ConfigError
-from fedai.partition import hold_out, holdout, label_codes, near_duplicates, make_partition, partition_table, plot_partition, split, split_ranks
+from fedai.data.partition import hold_out, holdout, label_codes, near_duplicates, make_partition, partition_table, plot_partition, split, split_ranks
 from fedai.utils import key_seed, rng
 
 WAYS = [('iid',{}), ('quantity',{}), ('quantity',dict(shares='square')), ('quantity',dict(alpha=.01, min_size=1)), ('dirichlet',dict(alpha=5, min_size=1)), ('dirichlet',dict(alpha=.05, min_size=0)),
@@ -137,7 +137,7 @@ def test_any_partitioner_of_flwr_datasets():
     assert telemetry.state['executor'] is None   # nothing was sent, nor is there anything to send it
 
 def test_without_the_extra_it_is_named():
-    code = "import sys; sys.modules['flwr_datasets'] = None\nfrom fedai.partition import make_partition\ntry: make_partition('flwr', 2, 0, 10, list('aabbaabbab'))\nexcept ImportError as e: print(e)"
+    code = "import sys; sys.modules['flwr_datasets'] = None\nfrom fedai.data.partition import make_partition\ntry: make_partition('flwr', 2, 0, 10, list('aabbaabbab'))\nexcept ImportError as e: print(e)"
     assert "pip install 'fedai[partition]'" in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
 
 def test_ranks_are_even_and_seeds_independent():

@@ -1,10 +1,10 @@
 "Pictures, of clients and tasks that are called anything."
 import io, warnings
 import matplotlib.pyplot as plt, numpy as np, pytest
-from fedai.evaluation import plot_cross
+from fedai.evaluate.scorecard import plot_cross
 from fedai.graphs import plot_graph, plot_network
-from fedai.partition import plot_partition
-from fedai.tracking import plot_run
+from fedai.data.partition import plot_partition
+from fedai.evaluate.tracking import plot_run
 
 A = np.ones((6,6)) - np.eye(6)
 HISTORY = [dict(round=t, loss={str(i): 1.+i for i in range(6)}, mean_loss=3.5) for t in range(3)]

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from fedai.algorithms import algorithm_classes, get_server
 from fedai.cli import main
 from fedai.config import ConfigError
-from fedai.plan import estimate, facts, machine, make_plan, plan_table
+from fedai.study.plan import estimate, facts, machine, make_plan, plan_table
 from conftest import client_data
 
 def blocks(folder): return {p.stat().st_ino: p.stat().st_blocks*512 for p in [folder, *folder.rglob('*')]}
@@ -53,7 +53,7 @@ def test_disk_and_tokens_of_real_runs(make_cfg, more):
 def test_the_peak_of_the_disk(make_cfg):
     "What lies there when a round's states are mixed and the last ones aren't dropped yet."
     cfg,most = make_cfg(graph='complete', rounds=4, keep_rounds=1),0
-    from fedai.tracking import Callback
+    from fedai.evaluate.tracking import Callback
     class Look(Callback):
         def after_mix(self, server, t, M):
             nonlocal most
@@ -140,7 +140,7 @@ def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound, monkeypatch):
 def test_mixing_takes_the_arrays_that_the_plan_counts(tmp_path):
     "numpy's own, while 1500 tiny rows are mixed: by a graph, and by an average."
     from fedai.graphs import average_matrix, complete_graph, mira_matrix, subgraph
-    from fedai.store import AdapterStore
+    from fedai.store.adapters import AdapterStore
     K,got = 1500,[]
     for i,make in enumerate((lambda: mira_matrix(subgraph(complete_graph(K), range(K)), 1e-4), lambda: average_matrix(np.ones(K)))):
         store = AdapterStore(tmp_path/str(i))

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from conftest import client_data
 from fedai.config import ConfigError, FedConfig
-from fedai.flower import Trainer, central, meet
+from fedai.remote.flower import Trainer, central, meet
 from fedai.models import get_model
-from fedai.privacy import BudgetSpent, Privacy
-from fedai.rows import LiveState
+from fedai.remote.privacy import BudgetSpent, Privacy
+from fedai.train.stack import LiveState
 
 pytest.importorskip('opacus')
 
@@ -88,7 +88,7 @@ def test_charged_before_it_leaves(rows, tmp_path, monkeypatch):
     live,sent,trained = rows
     path = tmp_path/'account.json'
     p = Privacy(1., .1, path=path)
-    monkeypatch.setattr('fedai.privacy.secrets.randbits', lambda n: 1/0)   # stopped right after
+    monkeypatch.setattr('fedai.remote.privacy.secrets.randbits', lambda n: 1/0)   # stopped right after
     with pytest.raises(ZeroDivisionError): p(sent, trained, live.layout, set(live.tensors))
     assert json.loads(path.read_text())['steps'] == [[.1,1]]
 

@@ -5,9 +5,9 @@ from safetensors.torch import load_file
 from conftest import client_data
 from fedai.algorithms import get_server
 from fedai.config import ConfigError
-from fedai.product import product_mix
+from fedai.store.products import product_mix
 from fedai.servers import Server_mira
-from fedai.tracking import Callback
+from fedai.evaluate.tracking import Callback
 
 def dense(M, Bs, As, k, r):
     U,S,V = np.linalg.svd(sum(m*(B.double()@A.double()).numpy() for m,B,A in zip(M[k], Bs, As)), full_matrices=False)

@@ -5,19 +5,66 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-code = lambda p: [''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code']
-MODULES = {m[1]: p for p in NOTEBOOKS for s in code(p) if (m := re.search(r'^#\| default_exp (\w+)', s, re.M))}
+sys.path.insert(0, str(ROOT/'tools'))
+import rooms
+NOTEBOOKS,MODULES,code = rooms.notebooks(),rooms.modules(),rooms.cells
 
-def test_a_notebook_imports_only_lower_numbered_ones():
+def test_a_room_imports_only_rooms_above_it():
+    order = {m: k for k,m in enumerate(MODULES)}
+    assert {rooms.room(m) for m in MODULES} == set(rooms.ROOMS)
     for name,p in MODULES.items():
-        src = '\n'.join(s for s in code(p) if re.search(r'^#\| export', s, re.M))
-        for used in set(re.findall(r'^\s*from fedai\.(\w+) import', src, re.M)): assert MODULES[used].name < p.name or name == 'cli', f'{p.name} imports {used}'
+        for used in rooms.imports(p): assert order[used] < order[name], f'{name} imports {used}, which stands below it'
+
+def test_numbers_order_a_folder():
+    for folder in {p.parent for p in NOTEBOOKS}:
+        numbers = [int(p.stem.split('_')[0]) for p in rooms.notebooks(folder) if p.parent == folder and p.stem != 'index']
+        assert numbers == sorted(set(numbers)), folder
+
+def test_a_notebook_is_called_as_its_module():
+    for name,p in MODULES.items(): assert name.split('.') == [*p.parent.relative_to(rooms.NBS).parts, p.stem.split('_', 1)[1]]
+
+NAMES = """
+AdapterStore AnswerLoss BaseClient BaseServer BatchedEngine Bleu BudgetSpent Callback Chat Chrf ClientData Client_ditto Client_mira
+Client_prox Comparison ConfigError Curves DataError Double Draws Encoded ExactMatch ExampleTable Examples FedConfig FlowerEngine History
+Layout LazyList LiveState LoraStack Member ModuleStack ModuleTask NonFiniteLoss Prefix Privacy Progress Prompter RayEngine Recipe Rouge
+RoundFailed RunError SafeStop SequentialEngine Server_cfl Server_ditto Server_fedavg Server_fedavg_ft Server_fedex Server_fedprox
+Server_fedsa Server_fedu Server_ffa Server_flora Server_hetlora Server_ifca Server_local Server_mira Server_rolora Source Stopped
+StoreError SumEngine TextTask TokenF1 TokenTable Tokens Trackers Trainer UserError adapter_files add_lora add_to_base aligned
+answer_losses as_row ask at_rest atomic_file availability_selection average_matrix base_of batch_indices bigbench_example bipartition
+by_length cache_dir can_write central check check_config check_example check_graph check_messages check_push check_settings check_sums
+checked_keys checkpointed client_names commonest_answer compare complete_graph completion config_text conversation_examples convert_gguf
+cosines count_saved cross_evaluation cut_even cut_passes deal_dirichlet deal_iid deal_pathological deal_quantity deal_shards
+decoder_layers dump_config duration effective_pull embedded_smollm2 encode_all erdos_renyi_graph estimate even_groups existing
+export_adapter export_all facts fast_bf16 field_help fill_template find_client find_files find_model fit_embeddings flower_engine folded
+for_all for_group gain_table gains gate get_accelerator get_base_model get_class get_client_data get_device get_engine get_model
+get_optimizer get_parser get_server get_tokenizer graph_facts greedy group_limit headline hold_out holdout import_user_code
+inner_products key_seed keyed_dropout keyed_torch knn_graph label_codes laid_out laplacian layout_key learned_positions list_algorithms
+load_base load_config load_graph local_steps lora_norm lora_similarity machine main make_partition make_plan
+make_server_keys make_site_key max_degree mean_adapter mean_rows mean_states meet memory_bytes mira_matrix mix_rows model_card
+module_reason natural near near_duplicates neighbourhood_selection new_cache new_token_ids newcomer newcomer_table normalise_graph
+numbers_of offload_saved only_one open_run open_sum opt pack pack_batch pad_batch paired_bootstrap partition_table pass_limit
+picture_text plan_table plot_cross plot_graph plot_network plot_partition plot_run plural power_of_choice product_mix prompt_batch
+push_folder question_key question_keys question_text random_graph read_clients read_records read_row read_run read_scores read_table
+read_yaml ring_graph rng round_lr round_robin_selection row_tensors run run_chat run_compare run_config run_export run_flower run_graph
+run_init run_plan run_report run_show_data run_site run_test samples score_table scorer serve serve_command serve_federation server_step
+short show_algorithms show_data show_example similarity_graph split split_ranks spread stack_reason state_similarity step_limit subgraph
+sum_of summarise summed_tensors sync_dir task_graph task_scores test_clients test_newcomers text_scores token_facts trackers train_batch
+uniform_selection unpack weighted_selection with_numbers write_json write_report write_row write_text yaml_value
+"""   # what `from fedai import X` gives, and must go on to give
+
+def test_no_name_is_lost():
+    import fedai
+    assert set(NAMES.split()) <= set(dir(fedai))
+
+def test_no_name_is_exported_twice():
+    seen = {}
+    for name in MODULES:
+        for s in import_module(f'fedai.{name}').__all__: assert seen.setdefault(s, name) == name, f'{s}: {seen[s]} and {name}'
 
 def test_no_algorithm_is_known_by_name():
     named = r"""(algorithm|cfg\.name|self\.name|server\.name)\b['"\])]*\s*(==|!=|in\b)\s*[\[({]?['"]"""
     assert re.search(named, "x if o['algorithm'] == 'mira' else y") and re.search(named, "if cfg.name in ('a','b'):")
-    for p in (ROOT/'fedai').glob('*.py'): assert not re.search(named, p.read_text()), p
+    for p in (ROOT/'fedai').rglob('*.py'): assert not re.search(named, p.read_text()), p
 
 def exported():
     for name in MODULES:
@@ -32,14 +79,14 @@ def test_every_export_says_what_it_is(name, obj):
 
 def test_no_export_has_the_name_of_a_module():
     "Or `from fedai import name` would be one the first time and the other after it."
-    assert not {n.split('.')[1] for n,_ in exported()} & set(MODULES)
+    assert not {n.split('.')[-1] for n,_ in exported()} & {rooms.room(m) for m in MODULES}
 
 def test_every_export_is_used_in_its_notebook():
     "Shown or asserted, in a cell that isn't exported, or in a later notebook's."
     shown = '\n'.join(s for p in NOTEBOOKS for s in code(p) if not re.search(r'^#\| export', s, re.M))
     inside = '\n'.join(s for p in NOTEBOOKS for s in code(p))
     for name,_ in exported():
-        s = name.split('.')[1]
+        s = name.split('.')[-1]
         assert re.search(rf'\b{s}\b', shown) or len(re.findall(rf'\b{s}\b', inside)) > 1, f'{name} is used nowhere'
 
 def test_versions_are_pinned_for_every_requirement():
@@ -61,5 +108,5 @@ def test_readme_and_quickstart_show_the_same_job():
     def job(p, first): return next(s for s in code(p) if first in s)
     strip = lambda s: re.sub(r"model='\w+'|output_dir=[^,]+", '', re.sub(r'^#\|.*\n', '', s, flags=re.M)).strip()
     mark = 'from fedai import FedConfig'
-    assert strip(job(ROOT/'nbs'/'index.ipynb', mark)) == strip(job(ROOT/'nbs'/'20_quickstart.ipynb', mark))
+    assert strip(job(ROOT/'nbs'/'index.ipynb', mark)) == strip(job(rooms.NBS/'tutorials'/'00_quickstart.ipynb', mark))
     assert strip(job(ROOT/'nbs'/'index.ipynb', mark)).count('\n') < 12

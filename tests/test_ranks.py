@@ -8,8 +8,8 @@ from fedai.algorithms import get_server
 from fedai.config import ConfigError
 from fedai.graphs import mira_matrix, subgraph
 from fedai.models import get_base_model, get_tokenizer
-from fedai.product import product_mix
-from fedai.tracking import Callback
+from fedai.store.products import product_mix
+from fedai.evaluate.tracking import Callback
 from test_algorithms import lora_steps
 from test_product import dense
 

@@ -32,7 +32,7 @@ def cluster(tmp_path_factory):
     os.environ['MOODS'] = str(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)   # as each worker has
-    from fedai.ray import _connect, _import_ray
+    from fedai.remote.ray import _connect, _import_ray
     ray,before = _import_ray(None),listening()
     _connect(ray, None)
     new = listening() - before
@@ -76,7 +76,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import client_data
 from fedai.algorithms import get_server
 from fedai.config import FedConfig
-from fedai.tracking import Callback
+from fedai.evaluate.tracking import Callback
 class Kill(Callback):
     def after_client(self, server, t, id, metrics):
         if t == 1 and not os.path.exists('killed'):

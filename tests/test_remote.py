@@ -9,9 +9,9 @@ from fedai.algorithms import algorithm_classes, get_server
 from fedai.config import ConfigError
 from fedai.engines import Failure, Reply, SequentialEngine, engines, get_engine
 from fedai.models import get_base_model
-from fedai.remote import Recipe, as_row, for_all, for_group
+from fedai.remote.replica import Recipe, as_row, for_all, for_group
 from fedai.servers import RoundFailed, Server_mira
-from fedai.tracking import Progress
+from fedai.evaluate.tracking import Progress
 
 class Away(SequentialEngine):
     "Everything through bytes, as it would go to another process; the last group first."

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pytest, yaml
 from fedai.config import ConfigError, FedConfig
-from fedai.report import read_run, write_report
+from fedai.study.report import read_run, write_report
 from browser import Browser, find
 from conftest import TASKS
 
@@ -175,7 +175,7 @@ def write_run(root, K=6, rounds=4, text=str, seed=0, graph=True, answers=4, **co
     (root/'state.json').write_text(json.dumps(dict(round=rounds, history_bytes=len(whole.encode()))))
     (root/'timing.jsonl').write_text(''.join(json.dumps(dict(round=t, seconds=float(rng.uniform(1, 2)))) + '\n' for t in range(rounds)))
     def part(): return {str(i): dict(task=task[i], n=answers, loss=float(rng.gamma(4, .5)), score=float(rng.integers(0, 9)/8)) for i in range(K-1)}
-    from fedai.metrics import gains, summarise
+    from fedai.evaluate.metrics import gains, summarise
     parts = {p: part() for p in ('own','base','commonest','average','versus')}
     own = parts.pop('own')
     card = {**summarise(own), 'untested': {str(K-1): text('the site is gone')}, 'names': {str(i): text(f'ward {i}') for i in range(K)}, 'clients': own, **{p: {**summarise(v), 'clients': v} for p,v in parts.items()}, 'gains': {p: gains(own, v) for p,v in parts.items()}}

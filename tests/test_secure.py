@@ -7,11 +7,11 @@ from hypothesis import given, settings, strategies as st
 from conftest import client_data
 from fedai.algorithms import get_server
 from fedai.config import ConfigError, FedConfig
-from fedai.flower import Trainer, central, meet, pack, unpack
+from fedai.remote.flower import Trainer, central, meet, pack, unpack
 from fedai.graphs import average_matrix, complete_graph, mira_matrix
-from fedai.privacy import Privacy
-from fedai.secure import Member, checked_keys, even_groups, open_sum, sum_of
-from fedai.store import read_row
+from fedai.remote.privacy import Privacy
+from fedai.remote.secure import Member, checked_keys, even_groups, open_sum, sum_of
+from fedai.store.adapters import read_row
 from test_flower import Grid
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
@@ -105,7 +105,7 @@ def test_masks_hide():
     assert abs(np.corrcoef(x, y)[0,1]) < .02 and np.abs(np.bincount(x.astype(int), minlength=256)/len(x) - 1/256).max() < .001
     late = b.members[4].masked({i: b.log['shares',i][0]['shares'][4] for i in range(4)}, values[4], .2)   # comes after all
     assert all('4' not in map(str, b.log['open',i][0]['there']) and 4 in b.log['open',i][0]['lost'] for i in range(4))
-    from fedai.secure import _crypto, _mask
+    from fedai.remote.secure import _crypto, _mask
     shamir,enc,_,_,asym = _crypto()
     private = asym.bytes_to_private_key(shamir.combine_shares([bytes.fromhex(b.log['open',i][0]['lost'][4]) for i in range(3)]))
     for i in range(4): late = late - _mask(enc.generate_shared_key(private, asym.bytes_to_public_key(b.members[i].keys[0].encode())), 20_000)   # all that the server can take away
@@ -134,7 +134,7 @@ def test_what_a_member_refuses():
     ms,keys = ready()
     sealed = {m.me: m.shares(keys, 3) for m in ms}
     got = {i: sealed[i][0] for i in (1,2,3)}
-    from fedai.secure import _crypto
+    from fedai.remote.secure import _crypto
     _,enc,join,*_ = _crypto()
     for src,dst in ((2, 0), (1, 3)):   # what 1 sealed for 0, but it says otherwise
         with pytest.raises(ValueError, match='shares: expected those of 1 for 0'): ms[0].masked({**got, 1: enc.encrypt(ms[1].sealing[0], join(src, dst, b'b'*52, b'k'*52)).decode()}, np.zeros(2), 1.)
@@ -346,7 +346,7 @@ def test_what_needs_single_adapters_is_refused(make_cfg, tmp_path, kw, why):
     assert not list(tmp_path.rglob('state.json'))
 
 def test_the_settings_are_refused_before_anything_starts(make_cfg):
-    from fedai.flower import check_config
+    from fedai.remote.flower import check_config
     for kw,why in ((dict(graph='ring'), 'all together: 4 clients'), (dict(), 'joined evenly'), (dict(name='ditto'), 'false for ditto'), (dict(name='fedavg', num_clients=2), 'at least 3')):
         with pytest.raises(ConfigError, match=why): check_config(make_cfg(secure_aggregation=True, **{'num_clients': 4, **kw}))
     check_config(make_cfg(secure_aggregation=True, graph='complete'))

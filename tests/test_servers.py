@@ -8,11 +8,11 @@ from conftest import TASKS, client_data, sums
 from fedai.algorithms import get_server
 from fedai.clients import BaseClient, Client_mira
 from fedai.config import ConfigError
-from fedai.data import get_client_data
+from fedai.data.clients import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
-from fedai.store import StoreError
-from fedai.tracking import Callback, Progress
+from fedai.store.adapters import StoreError
+from fedai.evaluate.tracking import Callback, Progress
 from fedai.utils import rng
 
 def weights(path): return load_file(Path(path)/'adapter_model.safetensors')
@@ -383,7 +383,7 @@ def test_nothing_of_a_model_stays_when_its_server_is_gone(make_cfg):
 
 def test_a_run_that_ends_before_its_time_gives_back_what_it_held(make_cfg, monkeypatch):
     "In a notebook the next run's bar stood a line too low, and MLflow refused a second run beside the open one."
-    from fedai.tracking import Trackers, tqdm
+    from fedai.evaluate.tracking import Trackers, tqdm
     from accelerate.tracking import GeneralTracker
     monkeypatch.setitem(sys.modules, 'ipykernel', sys)   # there the bar is shown
     class Mine(GeneralTracker):

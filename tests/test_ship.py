@@ -13,12 +13,12 @@ from fedai.algorithms import get_server, list_algorithms
 from fedai.cli import main
 from fedai.config import ConfigError, load_config
 from fedai.models import get_base_model, get_tokenizer
-from fedai.prompts import Prompter
+from fedai.data.prompts import Prompter
 from fedai.servers import Server_mira
-from fedai.comparison import compare
+from fedai.study.comparison import compare
 from fedai.ship import Chat, client_names, export_adapter, export_all, find_client, open_run, push_folder
-from fedai.store import StoreError
-from fedai.tracking import Callback, Trackers
+from fedai.store.adapters import StoreError
+from fedai.evaluate.tracking import Callback, Trackers
 
 BUILT_IN = [o['name'] for o in list_algorithms()]
 ADDS = ('flora','fedex')

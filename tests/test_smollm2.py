@@ -3,7 +3,7 @@ import pytest, torch
 from pathlib import Path
 from peft import PeftModel
 from fedai.config import FedConfig, load_config
-from fedai.data import get_client_data
+from fedai.data.clients import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import Server_mira
 

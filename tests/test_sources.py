@@ -3,11 +3,11 @@ import gzip, io, json, os, shlex
 import datasets, pyarrow as pa, pyarrow.parquet as pq, pytest
 from fedai.cli import main
 from fedai.config import ConfigError, FedConfig
-from fedai.data import get_client_data, token_facts
+from fedai.data.clients import get_client_data, token_facts
 from fedai.models import get_tokenizer
-from fedai.prompts import DataError, Prompter, encode_all
-from fedai.sources import Source
-from fedai.tables import ExampleTable
+from fedai.data.prompts import DataError, Prompter, encode_all
+from fedai.data.sources import Source
+from fedai.data.tables import ExampleTable
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch): monkeypatch.setenv('FEDAI_CACHE', str(tmp_path/'cache'))

@@ -2,10 +2,10 @@
 import numpy as np, pytest, torch
 from peft import LoraConfig, get_peft_model
 from conftest import sums
-from fedai.prompts import train_batch
+from fedai.data.prompts import train_batch
 from fedai.models import get_base_model, get_model, get_tokenizer
-from fedai.rows import LiveState
-from fedai.training import Job, TextTask, batch_indices, local_steps
+from fedai.train.stack import LiveState
+from fedai.train.tasks import Job, TextTask, batch_indices, local_steps
 from fedai.utils import rng
 
 def plain(cfg, tok, state, items, t, k):

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath as Posix
 from fastcore.docments import docments
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import rooms
 
 def settings():
     cfg = ConfigParser(delimiters=['='])
@@ -21,21 +23,22 @@ def settings():
 
 def notebook_cells(p): return [(c['cell_type'], ''.join(c['source']).strip(), c.get('outputs', [])) for c in json.loads(p.read_text(encoding='utf-8'))['cells']]
 
+def below(p): return p.relative_to(ROOT).as_posix()
+def path(module): return module.replace('.', '/')
+def module_of(page): return '.'.join(Posix(page).with_suffix('').parts[1:])   # of 'api/data/prompts.md' or 'fedai/data/prompts.py'
+
 @functools.cache
 def modules():
-    "Module name -> the notebook it is exported from, in the notebooks' order."
-    cells = ((p, src) for p in sorted((ROOT/'nbs').glob('*.ipynb')) for _,src,_ in notebook_cells(p))
-    return {m[1]: p for p,src in cells if (m := re.match(r'#\|\s*default_exp (\w+)', src))}
+    "Module name -> the notebook it is exported from, in the order of the rooms."
+    return rooms.modules()
 
 @functools.cache
 def pages():
     "Source, relative to the checkout -> page, relative to the site: what the site shows, in its order."
     res = {'nbs/index.ipynb': 'index.md', 'README.md': 'index.md'}
-    made = {p: m for m,p in modules().items()}
-    lessons = [p for p in sorted((ROOT/'nbs').glob('*_*.ipynb')) if p not in made]
-    res |= {f'nbs/{p.name}': f'tutorials/{p.stem.split("_", 1)[1]}.md' for p in lessons}
-    res |= {f'nbs/{p.name}': f'library/{m}.md' for p,m in made.items()}
-    res |= {f'fedai/{m}.py': f'api/{m}.md' for m in modules()}
+    res |= {below(p): f'tutorials/{p.stem.split("_", 1)[1]}.md' for p in rooms.lessons()}
+    res |= {below(p): f'library/{path(m)}.md' for m,p in modules().items()}
+    res |= {f'fedai/{path(m)}.py': f'api/{path(m)}.md' for m in modules()}
     res |= {f'benchmarks/{p.name}': f'benchmarks/{p.name}' for p in sorted((ROOT/'benchmarks').glob('*.md'))}
     return res | {f'{o}.md': f'{o.lower()}.md' for o in ('CONTRIBUTING', 'SECURITY', 'CHANGELOG')}
 
@@ -66,7 +69,7 @@ def symbols():
     "Exported name -> the page that explains it; not those that two modules export, or that are also settings or modules."
     res,fields = {},{f.name for f in dataclasses.fields(import_module('fedai.config').FedConfig)}
     for m in modules():
-        for s in import_module(f'fedai.{m}').__all__: res.setdefault(s, []).append(f'api/{m}.md#{s}')
+        for s in import_module(f'fedai.{m}').__all__: res.setdefault(s, []).append(f'api/{path(m)}.md#{s}')
     return {s: o[0] for s,o in res.items() if len(o) == 1 and s not in fields and s not in modules()}
 
 def link_span(span, # `code` in prose
@@ -129,8 +132,8 @@ def notebook_page(source, page, images):
             code = re.sub(r'^#\|.*\n?', '', src, flags=re.M).strip()
             exports = module and {'export','exporti'} & set(flags)
             if code: parts.append(fence(code, 'python', f'fedai.{module}' if exports else ''))
-            parts += [output(o, f'{Path(source).stem}_{i}_{j}', page, images) for j,o in enumerate(outs)]
-        if i == 0 and module: parts.append(f'*In short: [the API of `fedai.{module}`](../api/{module}.md).*')
+            parts += [output(o, f'{Posix(page).with_suffix("").as_posix().replace("/", "_")}_{i}_{j}', page, images) for j,o in enumerate(outs)]
+        if i == 0 and module: parts.append(f'*In short: [the API of `fedai.{module}`]({os.path.relpath(f"api/{path(module)}.md", Posix(page).parent)}).*')
     return '\n\n'.join(o for o in parts if o) + '\n'
 
 # ---- API
@@ -138,7 +141,7 @@ def notebook_page(source, page, images):
 def type_name(t):
     if t is inspect.Parameter.empty or t is types.NoneType or t is None: return ''
     s = t if isinstance(t, str) else inspect.formatannotation(t)
-    return re.sub(r'\bfedai\.\w+\.', '', s)
+    return re.sub(r'\bfedai\.(\w+\.)+', '', s)
 
 def value(v):
     "A default, short enough for a table."
@@ -190,7 +193,7 @@ def methods(o):
 
 def beside(name, page):
     "The comment beside an assignment, which explains a value or a namedtuple's fields."
-    src = Path(import_module(f'fedai.{Posix(page).stem}').__file__).read_text(encoding='utf-8')
+    src = Path(import_module(f'fedai.{module_of(page)}').__file__).read_text(encoding='utf-8')
     said = re.search(rf'^{name}\b[^\n]*?=[^\n]*?\s# (.*)$', src, re.M)
     return markdown(said[1], 'README.md', page) if said else ''
 
@@ -225,13 +228,13 @@ def summary(module):
 
 def api_page(module):
     "All exports of `module`."
-    mod,page = import_module(f'fedai.{module}'),f'api/{module}.md'
-    source = f'nbs/{modules()[module].name}'
+    mod,page = import_module(f'fedai.{module}'),f'api/{path(module)}.md'
+    source = below(modules()[module])
     parts = [f'# fedai.{module}', '> ' + markdown(summary(module), source, page), f'*With examples: [`{source}`]({link(source, page)}).*']
     return '\n\n'.join(parts + [entry(s, getattr(mod, s), page) for s in mod.__all__]) + '\n'
 
 def api_index():
-    rows = [f'| [`fedai.{m}`]({m}.md) | {cell(markdown(summary(m), "README.md", "api/index.md"))} |' for m in modules()]
+    rows = [f'| [`fedai.{m}`]({path(m)}.md) | {cell(markdown(summary(m), "README.md", "api/index.md"))} |' for m in modules()]
     return '\n'.join(['# API', '', 'What each module exports. All of it can be had from `fedai` itself, too: `from fedai import FedConfig`.', '', '| module | what it is for |', '|---|---|', *rows]) + '\n'
 
 # ---- the site
@@ -242,14 +245,21 @@ def site_files():
     for source,page in pages().items():
         if source == 'README.md': continue   # it is written from the index
         if source.endswith('.ipynb'): res[page] = notebook_page(source, page, res)
-        elif source.endswith('.py'): res[page] = api_page(Posix(source).stem)
+        elif source.endswith('.py'): res[page] = api_page(module_of(source))
         else: res[page] = markdown((ROOT/source).read_text(encoding='utf-8'), source, page)
     return res | {'api/index.md': api_index(), 'index.md': '---\nhide: [navigation]\n---\n\n' + res['index.md']}   # the first page has no neighbours
 
 def nav(files):
     "Start, tutorials, the library in the notebooks' order, API, benchmarks, and the project."
     entry = lambda page: {re.sub('[`*]', '', re.search('^# (.+)$', files[page], re.M)[1]): page}
-    of = lambda folder: [entry(p) for p in pages().values() if p.startswith(folder + '/')]
+    def of(folder):
+        out,there = [],{}   # a folder of the library is a section, where its first page is
+        for p in pages().values():
+            if not p.startswith(folder + '/'): continue
+            if len(parts := Posix(p).parts) == 2: out.append(entry(p))
+            elif parts[1] in there: there[parts[1]].append(entry(p))
+            else: out.append({parts[1]: there.setdefault(parts[1], [entry(p)])})
+        return out
     return [{'Start': 'index.md'}, {'Tutorials': of('tutorials')}, {'Library': of('library')}, {'API': [{'Overview': 'api/index.md'}, *of('api')]}, {'Benchmarks': of('benchmarks')},
             {'Project': [entry(p) for p in ('contributing.md', 'security.md', 'changelog.md')]}]
 

@@ -1,7 +1,7 @@
 """Runs notebooks and stores what their cells show, for the documentation and for who reads them on the web.
 
     python tools/outputs.py                      # all notebooks
-    python tools/outputs.py 20_quickstart ...    # some
+    python tools/outputs.py tutorials/00_quickstart ...    # some
 
 Cells that tests pass over (`tst_flags` in settings.ini) aren't run, and keep what is stored. Warnings and progress bars aren't stored, and the names of
 temporary folders are replaced, so that a notebook run twice shows the same but for seconds.
@@ -10,6 +10,8 @@ import base64, configparser, io, os, re, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import rooms
 
 def without_folders(lines): return [re.sub(re.escape(tempfile.gettempdir()) + r'/tmp\w+', '/tmp/folder', o) for o in lines]
 
@@ -46,7 +48,7 @@ if __name__ == '__main__':
         cfg.read(ROOT/'settings.ini')
         run(Path(sys.argv[2]), set(cfg['DEFAULT']['tst_flags'].split()))
     else:
-        for p in [ROOT/'nbs'/f'{Path(n).stem}.ipynb' for n in sys.argv[1:]] or sorted((ROOT/'nbs').glob('*.ipynb')):
-            print(p.name, flush=True)
+        for p in [rooms.NBS/f"{n.removesuffix('.ipynb')}.ipynb" for n in sys.argv[1:]] or rooms.notebooks():
+            print(p.relative_to(rooms.NBS), flush=True)
             if subprocess.run([sys.executable, __file__, '--one', str(p)], cwd=ROOT).returncode: sys.exit(1)
             subprocess.run([str(Path(sys.executable).parent/'nbdev_clean'), '--fname', str(p)], cwd=ROOT, check=True)

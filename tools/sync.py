@@ -1,4 +1,4 @@
-"""Writes `fedai/*.py` and `README.md` from the notebooks, and cleans the notebooks.
+"""Writes `fedai` and `README.md` from the notebooks, and cleans the notebooks.
 
     python tools/sync.py           # write
     python tools/sync.py --check   # work on a copy, and fail if anything would change
@@ -21,11 +21,11 @@ def readme(nb):
                 text = ''.join(out.get('text', []) or out.get('data', {}).get('text/plain', []))
                 if text.strip(): parts.append('\n'.join('    ' + o for o in text.strip('\n').splitlines()))
     note = '<!-- Written from nbs/index.ipynb by tools/sync.py: edit there. -->'
-    return re.sub(r'\]\((images/|\w+\.ipynb)', r'](nbs/\1', '\n\n'.join([note] + [p for p in parts if p])) + '\n'
+    return re.sub(r'\]\((images/|[\w/]+\.ipynb)', r'](nbs/\1', '\n\n'.join([note] + [p for p in parts if p])) + '\n'
 
 def sync(root):
     "Export, clean and write the README of the checkout at `root`."
-    for o in (root/'fedai').glob('*.py'):
+    for o in (root/'fedai').rglob('*.py'):
         if o.name != '__init__.py': o.unlink()
     env = {**os.environ, 'PYTHONPATH': str(root)}
     for cmd in ('nbdev_export', 'nbdev_clean'):

@@ -1,0 +1,1 @@
+"Many adapters over one frozen model: stacked rows, passes, the kept prefix, generation, tasks and local steps."
