@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['BaseClient', 'Client_mira']
 
-# %% ../nbs/05_clients.ipynb #d1670af6
+# %% ../nbs/05_clients.ipynb #b181bb48
 import warnings
 from functools import cached_property
 
 import numpy as np
+from fastcore.basics import patch
 from .data.prompts import DataError
 from .data.tables import question_keys
 from .train.tasks import Job, Prepared, local_steps
 
-# %% ../nbs/05_clients.ipynb #7a69fa0d
+# %% ../nbs/05_clients.ipynb #d25d525c
 class BaseClient:
     "A client that trains the model it is sent on its own data."
     def __init__(self,
@@ -22,15 +23,9 @@ class BaseClient:
                  id:int, # 0 to K-1: the client's place in `lst_data_dict`; higher for a further row of a client
                 ):
         self.server,self.id,self.cfg = server,id,server.cfg
-        self.place = id % len(server.lst_data_dict)   # an algorithm may keep further rows for a client, under higher ids
-        self.data,self.title = server.lst_data_dict[self.place],f'client {id}'   # a newcomer has data of its own
-
-    def _prepared(self, split):
-        data = self.server.task.prepare(self.data[split], f'{self.title}, {split}')
-        if not len(data.items): raise DataError(f"{self.title}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
-        if data.dropped or data.cut:
-            warnings.warn(f"{self.title}, {split}: {data.dropped} examples dropped and {data.cut} prompts cut to fit in `max_length` {self.cfg.max_length}")
-        return data
+        self.place = id % len(server.lst_data_dict)
+        self.data = server.lst_data_dict[self.place]   # a newcomer is given data of its own
+        self.title = f'client {id}'
 
     @cached_property
     def train_data(self)->Prepared: return self._prepared('train')
@@ -39,10 +34,7 @@ class BaseClient:
     def test_data(self)->Prepared:
         "The test data; warns where a test question is in the client's training data too."
         data = self._prepared('test')
-        if isinstance(data.examples[0], dict):
-            asked = question_keys(data.examples)
-            both,at,_ = np.intersect1d(asked, question_keys(self.train_data.examples), return_indices=True)
-            if len(both): warnings.warn(f"{self.title}: {len(both)} of its test questions are in its training data too, such as {data.examples[int(at.min())]['instruction'][:60]!r}")
+        if isinstance(data.examples[0], dict): self._warn_of_trained(data.examples)
         return data
 
     @cached_property
@@ -50,43 +42,84 @@ class BaseClient:
         "A checksum of the training data: a run must not go on over other data."
         return self.server.task.fingerprint(self.train_data)
 
-    def penalty(self,
-                sent:dict, # name -> tensor: the state that the client was sent
-               ):          # called with the client's tensors by name, at each step
-        "A function whose value is added to each step's loss, or `None`: what FedProx and its like override."
-        return None
+    @property
+    def idx(self)->int:
+        "The id."
+        return self.id
 
-    def job(self,
-            rows, # `LiveState` or a stack that holds this client's state
-            k,    # as its k-th row
-            comm_round:int, # t, from 0
-           )->Job:
-        "What there is to train."
-        only = getattr(self.server, 'trained_tensors', lambda t: None)(comm_round)
-        return Job(self.id, self.train_data.items, self.cfg, self.penalty({n: t.detach().clone() for n,t in rows.named(k).items()}), only)
-
-    def report(self,
-               out:dict, # what `local_steps` says of this client
-              )->dict:   # loss, tokens, examples, and what was dropped or cut
-        "What a round's training came to."
-        d = self.train_data
-        return dict(out, examples=len(d.items), dropped=d.dropped, cut=d.cut, data=self.fingerprint)
-
-    def train(self,
-              comm_round:int, # t, from 0
-             )->dict:         # as `report` gives
-        "Train the live model, which holds this client's state, for one round. A class that overrides this trains one by one."
-        return self.report(local_steps(self.server.live, self.server.task, [self.job(self.server.live, 0, comm_round)], comm_round)[0])
-
-    def loss(self)->float: # mean test loss
-        "Mean loss of the live model on this client's test data."
-        return self.server.task.mean_losses(self.server.live, {0: self.test_data})[0]
-
-    def evaluate(self)->tuple: # (metrics, a dict for each test example: what was `generated`, `chosen`; or `None`)
-        "Test the live model on this client's test data."
-        return self.server.task.evaluate(self.server.live, {0: self.test_data})[0]
+    @property
+    def model(self):
+        "The live model, which has this client's state in it between `send` and the next one."
+        return self.server.model
 
     def __repr__(self): return f"{type(self).__name__}({self.id}): {len(self.data['train'])} train, {len(self.data['test'])} test examples"
 
+# %% ../nbs/05_clients.ipynb #5a0e20ba
 class Client_mira(BaseClient):
     "A client of MIRA: its own loss and nothing else, since the graph acts on the server (Elbakary et al., 2025)."
+
+# %% ../nbs/05_clients.ipynb #8cbef083
+@patch
+def _prepared(self:BaseClient, split):
+    data = self.server.task.prepare(self.data[split], f'{self.title}, {split}')
+    if not len(data.items):
+        raise DataError(f"{self.title}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
+    if data.dropped or data.cut:
+        warnings.warn(f"{self.title}, {split}: {data.dropped} examples dropped and {data.cut} prompts cut to fit in `max_length` {self.cfg.max_length}")
+    return data
+
+@patch
+def _warn_of_trained(self:BaseClient, examples):
+    "Warn of test questions that are in the training data."
+    asked,trained = question_keys(examples),question_keys(self.train_data.examples)
+    both,at,_ = np.intersect1d(asked, trained, return_indices=True)
+    if not len(both): return
+    first = examples[int(at.min())]['instruction'][:60]
+    warnings.warn(f"{self.title}: {len(both)} of its test questions are in its training data too, such as {first!r}")
+
+# %% ../nbs/05_clients.ipynb #9a9836d9
+@patch
+def penalty(self:BaseClient,
+            sent:dict, # name -> tensor: the state that the client was sent
+           ):          # called with the client's tensors by name, at each step
+    "Return a function whose value is added to each step's loss, or `None`: what FedProx and its like override."
+    return None
+
+@patch
+def job(self:BaseClient,
+        rows, # `LiveState` or a stack that holds this client's state
+        k,    # as its k-th row
+        comm_round:int, # t, from 0
+       )->Job:
+    "Return what there is to train in a round."
+    only = getattr(self.server, 'trained_tensors', lambda t: None)(comm_round)
+    sent = {n: t.detach().clone() for n,t in rows.named(k).items()}
+    return Job(self.id, self.train_data.items, self.cfg, self.penalty(sent), only)
+
+# %% ../nbs/05_clients.ipynb #bbbef346
+@patch
+def report(self:BaseClient,
+           out:dict, # what `local_steps` says of this client
+          )->dict:   # loss, tokens, examples, what was dropped or cut, and the data's checksum
+    "Return what a round's training came to."
+    d = self.train_data
+    return dict(out, examples=len(d.items), dropped=d.dropped, cut=d.cut, data=self.fingerprint)
+
+@patch
+def train(self:BaseClient,
+          comm_round:int, # t, from 0
+         )->dict:         # as `report` gives
+    "Train the live model, which holds this client's state, for one round. A class that overrides this trains one by one."
+    live = self.server.live
+    return self.report(local_steps(live, self.server.task, [self.job(live, 0, comm_round)], comm_round)[0])
+
+# %% ../nbs/05_clients.ipynb #88963463
+@patch
+def loss(self:BaseClient)->float: # mean test loss, in nats a token
+    "Return the mean loss of the live model on this client's test data."
+    return self.server.task.mean_losses(self.server.live, {0: self.test_data})[0]
+
+@patch
+def evaluate(self:BaseClient)->tuple: # (metrics, a dict for each test example: what was `generated`, `chosen`; or `None`)
+    "Test the live model on this client's test data."
+    return self.server.task.evaluate(self.server.live, {0: self.test_data})[0]

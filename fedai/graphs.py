@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['check_graph', 'random_graph', 'complete_graph', 'task_graph', 'ring_graph', 'erdos_renyi_graph', 'cosines',
-           'similarity_graph', 'knn_graph', 'read_table', 'load_graph', 'laplacian', 'max_degree', 'step_limit',
-           'mira_matrix', 'normalise_graph', 'subgraph', 'average_matrix', 'effective_pull', 'graph_facts',
-           'lora_similarity', 'lora_norm', 'inner_products', 'state_similarity', 'plot_graph', 'plot_network']
+           'similarity_graph', 'knn_graph', 'read_table', 'load_graph', 'with_settings', 'check_learned',
+           'client_graph', 'laplacian', 'max_degree', 'step_limit', 'mira_matrix', 'normalise_graph', 'subgraph',
+           'average_matrix', 'effective_pull', 'graph_facts', 'lora_similarity', 'lora_norm', 'inner_products',
+           'state_similarity', 'plot_graph', 'plot_network']
 
-# %% ../nbs/02_graphs.ipynb #95a95f8b
-import csv, warnings
+# %% ../nbs/02_graphs.ipynb #2e7e1b96
+import csv, inspect, warnings
 from pathlib import Path
 
 import numpy as np
-from .config import ConfigError, near
+from .config import ConfigError, expect, near
 from .utils import picture_text, rng
 
 # %% ../nbs/02_graphs.ipynb #e1c70881
@@ -177,6 +178,63 @@ def load_graph(path:str|Path,   # a .npy, .csv, .edges or .txt file
         try: A = np.load(path, allow_pickle=False)
         except (OSError,ValueError,EOFError) as e: raise ConfigError('graph', wanted, f'{path} ({e})') from e
     return check_graph(A, num_clients)
+
+# %% ../nbs/02_graphs.ipynb #296ae895
+def with_settings(field:str, # of the config, whose value are the arguments
+                  kind:str,  # what the function is called in an error
+                  f,         # a function
+                  args:dict, # name -> value
+                 ):          # what `f(**args)` gives
+    "Call a function with arguments from a config; raises `ConfigError` for those that it doesn't have."
+    known = inspect.signature(f).parameters
+    for k,o in known.items():
+        if o.default is o.empty: expect(k in args, field, f'`{k}`, which {kind} needs', args)
+    for k in args:
+        if k not in known: raise ConfigError(field, f'settings of {kind}, which has {", ".join(known) or "none"}' + near(k, list(known)), args)
+    try: return f(**args)
+    except ConfigError as e:
+        if e.name not in args: raise
+        raise ConfigError(f'{field}: {e.name}', e.wanted, e.got) from e
+    except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
+
+# %% ../nbs/02_graphs.ipynb #bd208191
+def check_learned(text=True, # is the model a language model?
+                  measure='states', # what is alike: 'states', 'updates' or, of a language model, 'data'
+                  every=1,          # rounds between two graphs
+                  top_k=None, threshold=None, temperature=None, symmetrise='mean', # as `similarity_graph` takes them
+                 ):
+    "Raise `ConfigError` for settings that a learned graph can't have."
+    known = ('states','updates','data') if text else ('states','updates')
+    expect(measure in known, 'graph_args: measure', 'one of ' + ', '.join(map(repr, known)), measure)
+    whole = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+    expect(whole, 'graph_args: every', 'a number of rounds, at least 1', every)
+    expect(measure != 'data' or every == 1, 'graph_args: every', 'nothing beside `measure: data`, which is learned once', every)
+    similarity_graph(np.eye(2), top_k, threshold, temperature, symmetrise)
+
+def _of_tasks(tasks):
+    if callable(tasks): tasks = tasks()
+    if tasks is None: raise ConfigError('graph', "'random', 'complete' or a file where examples have no `task`", 'tasks')
+    return task_graph(tasks)
+
+def client_graph(cfg,             # its `graph`, `graph_args`, `seed`
+                 num_clients:int, # K
+                 tasks=None,      # K labels, where examples have any; or a function that gives them
+                 graph=None,      # in the place of the config's: a (K, K) array, or a name or file
+                 text=True,       # is the model a language model?
+                )->np.ndarray:    # (K, K); `None` for a learned graph
+    "Return the client graph that a config names."
+    g,K,seed = cfg.graph if graph is None else graph,num_clients,cfg.seed
+    if not isinstance(g, (str,Path)): return check_graph(g, K)
+    kinds = dict(
+        random=lambda: random_graph(K, seed),
+        tasks=lambda: _of_tasks(tasks),
+        complete=lambda: complete_graph(K),
+        ring=lambda neighbours=1: ring_graph(K, neighbours),
+        erdos_renyi=lambda p: erdos_renyi_graph(K, p, seed),
+        learned=lambda measure='states', every=1, top_k=None, threshold=None, temperature=None, symmetrise='mean':
+            check_learned(text, measure, every, top_k, threshold, temperature, symmetrise))
+    make = kinds.get(str(g)) or (lambda: load_graph(str(g), K, kinds))
+    return with_settings('graph_args', str(g), make, cfg.graph_args)
 
 # %% ../nbs/02_graphs.ipynb #9baf109c
 def laplacian(A:np.ndarray, # (K, K) client graph

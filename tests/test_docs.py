@@ -102,7 +102,7 @@ def test_links_between_pages():
     assert docs.link('nbs/02_graphs.ipynb', 'api/graphs.md') == '../library/graphs.md'
     assert docs.link('nbs/images/demo.png', 'index.md') == 'images/demo.png'
     assert docs.link('configs/demo.yaml', 'index.md').endswith('/blob/main/configs/demo.yaml')
-    said = docs.markdown('See `laplacian(A)`, `model`, [x](images/demo.png) and `02_graphs`:\n- a <- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```', 'nbs/07_servers.ipynb', 'library/servers.md')
+    said = docs.markdown('See `laplacian(A)`, `model`, [x](images/demo.png) and `02_graphs`:\n- a <- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```', 'nbs/10_servers.ipynb', 'library/servers.md')
     assert said == ('See [`laplacian(A)`](../api/graphs.md#laplacian), `model`, [x](../images/demo.png) and [`02_graphs`](graphs.md):\n\n- a &lt;- b, `x <- y`\n```\n[y](z.md) `02_graphs`\n```')
 
 # ---- what the files say

@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-ROOMS = ('config', 'utils', 'graphs', 'selection', 'models', 'data', 'store', 'evaluate', 'train', 'clients', 'engines', 'servers', 'algorithms',
+ROOMS = ('config', 'utils', 'graphs', 'selection', 'models', 'data', 'store', 'evaluate', 'train', 'clients', 'engines', 'checks', 'hooks', 'federation',
+         'servers', 'algorithms',
          'study', 'remote', 'ship', 'cli')   # modules of `fedai`, and its folders
 
 def room(module): return module.split('.')[0]

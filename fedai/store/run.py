@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['also_written', 'Run', 'Reading']
 
-# %% ../../nbs/store/07_run.ipynb #571b9a58
+# %% ../../nbs/store/07_run.ipynb #b4745601
 from pathlib import Path
 
 import numpy as np, torch
 from fastcore.basics import patch
 from ..config import ConfigError, FedConfig, dump_config, expect, load_config
-from .adapters import AdapterStore, Layout, StoreError, _link
-from ..utils import atomic_file, write_json, write_text
+from .adapters import AdapterStore
+from .rows import Layout, StoreError
+from ..utils import atomic_file, link_or_copy, write_json, write_text
 
 # %% ../../nbs/store/07_run.ipynb #26111521
 also_written = ('config.yaml','names.json','scorecard.json','generations.jsonl','timing.jsonl','curves.png','cross_evaluation.json','cross_evaluation.png') # files of a run, beside the store's own
@@ -65,11 +66,9 @@ def begin(self:Run,
         write_text(root/'config.yaml', dump_config(self.cfg))
         if who: write_json(root/'names.json', who)
 
-# %% ../../nbs/store/07_run.ipynb #dbe204d3
+# %% ../../nbs/store/07_run.ipynb #5c9a7ed9
 @patch
-def check_same(self:Run,
-               fixed_rounds=None, # name of the algorithm, where the number of rounds shapes earlier ones; None: a run may be lengthened
-              ):
+def check_same(self:Run):
     "Raise `ConfigError` where the folder has a run of other settings, of another model or other clients."
     there,cfg,root = self.store.round,self.cfg,self.root
     if not there: return
@@ -78,11 +77,19 @@ def check_same(self:Run,
     other = f'as in the run in {root} (or another `output_dir`)'
     for k,(old,new) in saved.diff(cfg).items(): raise ConfigError(k, f'{old!r}, {other}', new)
     for k,new in self.identity.items(): expect((old := self.store.identity.get(k)) == new, k, f'{old!r}, {other}', new)
-    fixed = not fixed_rounds or saved.rounds == cfg.rounds
-    expect(fixed, 'rounds', f'{saved.rounds}, as in the run in {root} ({fixed_rounds} does something else in its last round)', cfg.rounds)
     expect(there <= cfg.rounds, 'rounds', f'at least {there}, which the run in {root} has done', cfg.rounds)
 
-# %% ../../nbs/store/07_run.ipynb #b5488063
+@patch
+def check_rounds(self:Run,
+                 name:str, # of an algorithm in which the number of rounds shapes earlier ones
+                ):
+    "Raise `ConfigError` where the run would be lengthened."
+    if not self.store.round: return
+    saved = load_config(self.root/'config.yaml').rounds
+    wanted = f'{saved}, as in the run in {self.root} ({name} does something else in its last round)'
+    expect(saved == self.cfg.rounds, 'rounds', wanted, self.cfg.rounds)
+
+# %% ../../nbs/store/07_run.ipynb #b4cf3d6a
 @patch
 def save_graph(self:Run,
                A,         # (K, K) array, or None where there is no graph
@@ -92,7 +99,7 @@ def save_graph(self:Run,
     if A is None: return
     new,old = (self.store.folder(r)/'graph.npy' for r in (round, round-1))
     new.unlink(missing_ok=True)
-    if old.exists() and np.array_equal(np.load(old), A): return _link(old, new)
+    if old.exists() and np.array_equal(np.load(old), A): return link_or_copy(old, new)
     with atomic_file(new) as f: np.save(f, A)
 
 @patch

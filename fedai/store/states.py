@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['cut_to_rank', 'States']
 
-# %% ../../nbs/store/05_states.ipynb #75a2824e
+# %% ../../nbs/store/05_states.ipynb #d61bd9c5
 import torch
 from fastcore.basics import patch
-from .adapters import read_row
+from .rows import read_row
 
 # %% ../../nbs/store/05_states.ipynb #2e41f3c0
 def cut_to_rank(name:str,       # of the tensor; only LoRAs' `...lora_A.weight` (r, in) and `...lora_B.weight` (out, r) are cut
@@ -30,7 +30,7 @@ class States:
                 ):
         self.store,self.num_clients,self.ranks = store,num_clients,ranks
 
-# %% ../../nbs/store/05_states.ipynb #8b7b0f84
+# %% ../../nbs/store/05_states.ipynb #8b684569
 @patch
 def with_personal(self:States,
                   row:torch.Tensor, # (nbytes,) uint8: a model that clients share
@@ -54,7 +54,7 @@ def goes_on(self:States,
     "Return the committed state that a client goes on from, of full rank where clients share it."
     if shared is None:
         shared = self.store.load_row(i)
-        if self.store._where(i)[0] == i: return shared   # a row of its own
+        if self.store.where(i)[0] == i: return shared   # a row of its own
     return self.with_personal(shared, i, personal)
 
 # %% ../../nbs/store/05_states.ipynb #5001f493
