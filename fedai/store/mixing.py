@@ -45,7 +45,7 @@ def _segments(layout, own):
         else: out.append(_Segment(dtype, a, b, mixed))
     return out
 
-# %% ../../nbs/store/01_mixing.ipynb #cfa1f02a
+# %% ../../nbs/store/01_mixing.ipynb #65b8f2f3
 class _Files:
     "Files by number, opened once while the process may have that many open, and otherwise for each use."
     def __init__(self, paths, flags):
@@ -59,7 +59,7 @@ class _Files:
         for fd in self.fds.values(): os.close(fd)
 
     def use(self, k, f):
-        "What `f` gives for the descriptor of file `k`."
+        "Call `f` with a descriptor of file `k`."
         if self.keep:
             if k not in self.fds: self.fds[k] = os.open(self.paths[k], self.flags, 0o644)
             return f(self.fds[k])
