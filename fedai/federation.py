@@ -252,7 +252,7 @@ def latest_model_iter(self:Federation)->dict: # client -> folder: t + 1 for what
     "The folder of each client's committed state, for those that took part."
     return {i: self.store.where(i)[1] for i in sorted(self.store.latest) if i < self.num_clients}
 
-# %% ../nbs/09_federation.ipynb #cd3341ac
+# %% ../nbs/09_federation.ipynb #6c48d936
 @patch
 def row_of(self:Federation,
            client,       # a client of `client_list`, or what trains a further row of one
@@ -265,7 +265,6 @@ def goes_on(self:Federation,
             client,       # a client of `client_list`
            )->torch.Tensor: # (nbytes,) uint8
     "Return the committed state that a client goes on from, of full rank where clients share it."
-    if self.run.handed: return self.store.load_row(client.id)   # as it was made where the states lie
     shared = self.cluster_row(client)
     return self.states.goes_on(client.id, self.personal_tensors(self.store.round), shared)
 

@@ -98,7 +98,7 @@ def keep_clusters(self:BaseServer,
         first = min(i for i in ids if self.found[i] == c)
         self.store.keep(comm_round+1, f'cluster_{c}', self.store.layout.views(self.store.load_row(first, comm_round+1)))
 
-# %% ../nbs/10_servers.ipynb #efb0c7e7
+# %% ../nbs/10_servers.ipynb #c5bb123b
 @patch
 def update(self:BaseServer,
            client_state_dict:dict, # name -> tensor
@@ -107,7 +107,7 @@ def update(self:BaseServer,
           ):
     "Save an aggregated state: what the client goes on from, in folder `comm_round + 1`, once the round is committed."
     self._check_round(comm_round)
-    self.store.save_mixed(comm_round+1, client_id, client_state_dict)
+    Mixer(self.store, self.cfg).put(client_id, comm_round+1, client_state_dict)
 
 # %% ../nbs/10_servers.ipynb #9cd357c7
 def round_record(comm_round:int, # t, from 0

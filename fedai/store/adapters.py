@@ -439,23 +439,30 @@ def mix_by(self:AdapterStore,
     with self._mixing(ids, M, round) as (ids,M,old,new): sums = mix_parts(M, old, new, self.layout, parts)
     self._mixed(ids, round, sums)
 
-# %% ../../nbs/store/04_adapters.ipynb #a15f918c
+# %% ../../nbs/store/04_adapters.ipynb #623ada6b
 @patch
 def replace(self:AdapterStore,
             round:int,        # the folder, mixed but not committed
             ids,              # clients
             row:torch.Tensor, # (nbytes,) uint8 on the CPU: their new state
            ):
-    "Put another state in the place of some clients' mixed one; the commit flushes it. Raises `StoreError` for a number that isn't finite."
+    "Put a state in the place of some clients' mixed one, or where one would be; the commit flushes it. Raises `StoreError` for a number that isn't finite."
     self._check_finite(ids[0], row)
     files = [self.path(i, round)/self.weights for i in ids]
     with _on_disk(f'the mixed states of round {round}', self.round):
         for k,f in enumerate(files):
-            f.unlink()
+            if not f.parent.exists(): self._new_folder(f.parent)
+            f.unlink(missing_ok=True)
             if k: link_or_copy(files[0], f)
             else: check = write_row(f, self.layout, row)
         self._unflushed += [*files, *(f.parent for f in files)]
-    self.checksums[round].update({int(i): check for i in ids})
+    self.checksums.setdefault(round, {}).update({int(i): check for i in ids})
+
+@patch
+def _new_folder(self:AdapterStore, folder):
+    folder.mkdir(parents=True)
+    self._add_files(folder)
+    self._unflushed += [folder/name for name in self.files]
 
 # %% ../../nbs/store/04_adapters.ipynb #71ae0165
 @patch

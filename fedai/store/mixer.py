@@ -68,6 +68,16 @@ def mix(self:Mixer,
     if self.cfg.space == 'factors' and not ranks: self.store.mix(ids, M, round, personal)
     else: self.store.mix_by(ids, M, round, mixing_parts(self.store.layout, personal, self.cfg.space, ranks))
 
+# %% ../../nbs/store/06_mixer.ipynb #2e51d800
+@patch
+def put(self:Mixer,
+        id:int,     # client
+        round:int,  # the folder that is committed next
+        state:dict, # name -> tensor
+       ):
+    "Write an aggregated state, as `mix` would have; the commit flushes it."
+    self.store.replace(round, [id], self.store.layout.pack(state))
+
 # %% ../../nbs/store/06_mixer.ipynb #31eb6b48
 def _float32(t): return t.to(torch.promote_types(t.dtype, torch.float32))   # float64 stays
 
