@@ -102,12 +102,12 @@ def text_scores(predictions, # strings
         if not text: raise ValueError(f"pair {i}: expected text and at least one reference, got {p!r} and {r!r}")
     return {k: v for m in _metrics for k,v in m._compute(list(predictions), list(references)).items()}
 
-# %% ../../nbs/evaluate/00_metrics.ipynb #1881d86f
+# %% ../../nbs/evaluate/00_metrics.ipynb #48b314ad
 scorers = {}   # task -> f(example, answer), a number
 
 def scorer(task:str, # whose answers it judges, as the examples' `task` has it
           ):         # a decorator
-    "Make a function the scorer of a task: it takes an example and an answer and returns a number, more for better; its errors stop the test."
+    "Make a function the scorer of a task: of an example and an answer it returns a number, more for better; its errors stop the test."
     expect(isinstance(task, str), 'task', "the name of a task, as in @scorer('sums')", task)
     def put(f):
         scorers[task] = f
