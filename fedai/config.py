@@ -131,10 +131,10 @@ class _Run:
 
 def _check_folder(cfg): expect(cfg.output_dir.strip(), 'output_dir', 'the name of a folder', cfg.output_dir)
 
-# %% ../nbs/00_config.ipynb #e4e0fc26
+# %% ../nbs/00_config.ipynb #5445ba34
 @dataclass(frozen=True, kw_only=True)
 class _Memory:
-    "What a run takes, and what it keeps."
+    "Memory, disk and device."
     # clients trained and tested together; 'auto': up to 32, as many as fit in the memory
     clients_per_batch:int|str = opt('auto', 'run', lo=1, result=False)
     # memory for activations and client states, in GB; nothing: half of the machine's, or four fifths of what the model leaves of a GPU
