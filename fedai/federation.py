@@ -85,7 +85,7 @@ class Federation(Algorithm):
         first = [d['train'][0] for d in self.lst_data_dict]
         return [e['task'] for e in first] if all(isinstance(e, dict) and e.get('task') for e in first) else None
 
-# %% ../nbs/09_federation.ipynb #cdfbf0bf
+# %% ../nbs/09_federation.ipynb #53579c07
 @patch
 def _check_given(self:Federation):
     check_clients(self.lst_data_dict, self.num_clients, self.task_is_text)
@@ -103,7 +103,8 @@ def _make_live(self:Federation, model):
 def _hold_out(self:Federation, holdout_ds):
     self.holdout_ds = getattr(self.lst_data_dict, 'holdout', None) if holdout_ds is None else holdout_ds
     expect(self.holdout_ds is None or len(self.holdout_ds), 'holdout_ds', 'at least one example', '0 examples')
-    self.holdout = None if self.holdout_ds is None else self.task.prepare(self.holdout_ds, 'holdout')
+    asked = self.holdout_ds is not None and self.task is not None
+    self.holdout = self.task.prepare(self.holdout_ds, 'holdout') if asked else None
 
 @patch
 def _make_clients(self:Federation, client_class):

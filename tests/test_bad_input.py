@@ -198,7 +198,7 @@ def test_an_output_folder_that_cannot_be(make_cfg, tmp_path):
     with pytest.raises(ConfigError, match='`output_dir`: expected the name of a folder'): make_cfg(output_dir=' ')
 
 def test_a_name_that_another_algorithm_has():
-    from fedai.servers import algorithm_classes
+    from fedai.hooks import algorithm_classes
     with pytest.raises(ConfigError, match='`name`: expected one that no other algorithm has .*Server_mira.* got .mira.'): type('Mine', (BaseServer,), {}, name='mira')
     assert algorithm_classes['mira'] is Server_mira
     def cell():   # which is run again in a notebook
@@ -321,7 +321,7 @@ def test_a_server_that_was_not_made_can_be_shown(make_cfg):
     with pytest.raises(ConfigError) as e: Server_mira(make_cfg(num_clients=3), client_data(4), callbacks=[])
     assert 'Server_mira: not made yet' in [repr(o.locals.get('self')) for o in e.traceback]
 
-@pytest.mark.parametrize('what', ['trained_tensors','kept_tensors'])
+@pytest.mark.parametrize('what', ['trained_tensors','personal_tensors'])
 def test_tensors_that_a_row_does_not_have(make_cfg, what):
     Own = type('Own', (BaseServer,), {what: lambda self, comm_round: {'lora_B'}})
     cfg = make_cfg()

@@ -151,7 +151,7 @@ def test_summaries_and_gains_by_hand(trained):
 
 def test_losses_from_the_saved_adapters(trained):
     cfg,data,s = trained
-    card,part = card_of(cfg),[i for i in range(5) if s.latest_model_iter[i]]
+    card,part = card_of(cfg),[i for i in range(5) if s.latest_model_iter.get(i)]
     assert len(part) == 4
     start = s.store.path(part[0]).parent.parent/'0'
     start = next(start.rglob('adapter_config.json')).parent
@@ -168,7 +168,7 @@ def test_choices_are_the_likeliest(trained):
     said = [o for o in said_of(cfg) if 'choices' in o]
     assert [o['client'] for o in said] == [3,4]
     for o in said:
-        m = adapter(cfg, s, o['client']) if s.latest_model_iter[o['client']] else None
+        m = adapter(cfg, s, o['client']) if s.latest_model_iter.get(o['client']) else None
         if m is None: continue
         nats = {c: m.nats(dict(o, output=c))[0] for c in o['choices']}
         assert o['chosen'] == min(nats, key=nats.get) and o['chosen_norm'] == min(nats, key=lambda c: nats[c]/len(c.encode()))
@@ -195,7 +195,7 @@ def test_cross_evaluation(trained):
     cfg,data,s = trained
     X = s.cross_evaluation()
     assert np.diag(X) == pytest.approx([c['loss'] for c in s.scorecard['clients'].values()], rel=1e-5)
-    models = {i: adapter(cfg, s, i) for i in range(5) if s.latest_model_iter[i]}
+    models = {i: adapter(cfg, s, i) for i in range(5) if s.latest_model_iter.get(i)}
     for i,m in models.items(): assert X[i] == pytest.approx([m.loss(d['test']) for d in data], rel=1e-4)
     got = json.loads((Path(cfg.output_dir)/'cross_evaluation.json').read_text())
     assert got['clients'] == list(range(5)) and got['metric'] == 'loss' and np.allclose(got['matrix'], X) and (Path(cfg.output_dir)/'cross_evaluation.png').stat().st_size > 5000

@@ -60,7 +60,7 @@ def test_zeros_stay_zeros(make_cfg, name, engine):
             T = files(s, i, t+1, 'trained')
             used = [(p if 'lora_A' in n else p.T)[:RANKS[i]].any(1) for n,p in T.items()]
             assert not beyond(T, RANKS[i]).any() and torch.cat(used).all()
-            assert beyond(files(s, i, t+1), RANKS[i]).any() == (name in ('fedavg','ditto','fedavg_ft') and s.shares(t) and RANKS[i] < 4)
+            assert beyond(files(s, i, t+1), RANKS[i]).any() == (name in ('fedavg','ditto','fedavg_ft') and not (name == 'fedavg_ft' and t == cfg.rounds-1) and RANKS[i] < 4)
             assert not beyond(s.store.layout.views(s.test_row(s.client_list[i], t+1)), RANKS[i]).any()
     for i in range(4):
         assert not beyond(of(s, i), RANKS[i]).any() and not beyond(s.store.layout.views(s.test_row(s.client_list[i])), RANKS[i]).any()

@@ -149,7 +149,7 @@ def test_clients_that_never_took_part_are_tested_with_the_common_start(make_cfg)
     scores = s.test(baselines=True)
     card = json.loads((Path(cfg.output_dir)/'scorecard.json').read_text())
     out = next(i for i in range(3) if i not in s.selection[0])
-    assert s.latest_model_iter[out] == 0 and card['clients'][str(out)] == card['base']['clients'][str(out)]
+    assert s.latest_model_iter.get(out) is None and card['clients'][str(out)] == card['base']['clients'][str(out)]
     took = s.selection[0][0]
     assert card['clients'][str(took)]['loss'] != card['base']['clients'][str(took)]['loss']
     assert set(scores) == {0,1,2} and {'task','rougeL','bleu','exact_match','loss'} <= set(card['clients']['0'])
@@ -199,8 +199,9 @@ def test_one_model_is_what_fedavg_sends_and_tests(make_cfg):
     s = run(cfg, cls=BaseServer)
     for c in s.client_list:
         s.send(c)
-        assert torch.equal(s.live.row, s.store.load_row(s.selection[-1][0])) and s.latest_model_iter[c.id] == 3
+        assert torch.equal(s.live.row, s.store.load_row(s.selection[-1][0])) and s.store.where(c.id)[1] == 3
         assert torch.equal(s.live.row, s.store.load_row(c.id)) and weights(s.store.path(c.id))
+    assert set(s.latest_model_iter) == {i for ids in s.selection for i in ids} and set(s.latest_model_iter.values()) == {3}   # no others
 
 def test_embeddings_of_new_tokens_are_trained_saved_and_mixed(make_cfg):
     cfg = make_cfg(num_clients=2, keep_trained=True, rounds=1)
@@ -266,7 +267,7 @@ def test_a_learned_graph(make_cfg, args):
             assert not np.array_equal(A[block], known[block])
             known[block] = A[block]
         assert A.any() and np.allclose(A, known) and np.array_equal(A, A.T)
-        new = [load_file(s.store.path(i, t+1)/'adapter_model.safetensors') if s.latest_model_iter[i] == t+1 else None for i in ids]
+        new = [load_file(s.store.path(i, t+1)/'adapter_model.safetensors') if s.latest_model_iter.get(i) == t+1 else None for i in ids]
         old = [load_file(s.store.path(i, t+1, 'trained')/'adapter_model.safetensors') for i in ids]
         for k,i in enumerate(ids):
             for n in old[0]:

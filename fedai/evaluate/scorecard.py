@@ -24,7 +24,7 @@ _parts = ('base','commonest','average','versus')
 # %% ../../nbs/evaluate/01_scorecard.ipynb #de45ef74
 def _bar(pairs, total, what): return tqdm(pairs, total=total, desc=what, unit='client', leave=False, disable=None)
 
-def _took_part(server): return [i for i,t in server.latest_model_iter.items() if t]
+def _took_part(server): return [i for i in range(server.num_clients) if server.store.where(i)[1]]
 
 def _scored(server, row, what, ids):
     "One row on clients' test data: client -> (metrics, answers)."
@@ -52,9 +52,9 @@ def mean_adapter(server, # with a store, and clients to test
             if first is None: first = row
             same = same and torch.equal(row, first)
             yield row
-    if not ids or not server.knows_mean(): return None,False
+    if not ids or not server.engine.knows_mean(): return None,False
     row = mean_rows(server.store.layout, rows(), [1/len(ids)]*len(ids))
-    return row,same and (server.one_model or not server.only_sums)
+    return row,same and (server.one_model or not server.engine.only_sums)
 
 # %% ../../nbs/evaluate/01_scorecard.ipynb #6ad7bfb6
 def read_scores(folder, # of a run that was tested
@@ -95,7 +95,7 @@ def _commonest(server, client, metrics):
 def _test_own(server, baselines):
     "Test each client with its own adapter: metrics by client, lines of answers, scores of the commonest answers, reasons why not."
     own,said,commonest,untested = {},[],{},{}
-    for c,m,a in _bar(server.test_own(server.client_list), server.num_clients, 'test'):
+    for c,m,a in _bar(server.engine.test_own(server.client_list), server.num_clients, 'test'):
         i = str(c.id)
         if m is None:
             untested[i] = a

@@ -15,7 +15,7 @@ from ..algorithms import get_server, import_user_code
 from ..config import ConfigError, FedConfig, load_config, near
 from ..data.clients import get_client_data
 from ..evaluate.metrics import lower_is_better, paired_bootstrap
-from ..servers import algorithm_classes
+from ..hooks import algorithm_classes
 from ..data.tables import Examples
 from ..evaluate.tracking import trackers
 from ..train.tasks import NonFiniteLoss
@@ -248,7 +248,7 @@ def _run(cfg, data, model, scores, kwargs):
     try:
         s = get_server(cfg, data, model and model(cfg), **{**kwargs, 'callbacks': [*trackers(cfg), *kwargs['callbacks']]})
         s.fit()
-        clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.test_own(s.client_list, False)}
+        clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.engine.test_own(s.client_list, False)}
     except NonFiniteLoss as e:
         if scores: raise
         return dict(diverged=str(e))   # a trial that diverges is a trial that lost

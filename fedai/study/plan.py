@@ -16,8 +16,9 @@ from ..config import ConfigError, FedConfig
 from ..data.clients import get_client_data
 from ..engines import group_limit
 from ..train.passes import count_saved
-from ..servers import BaseServer, algorithm_classes
+from ..hooks import Algorithm, algorithm_classes
 from ..evaluate.tracking import Callback, Curves
+from ..train.live import unchanged_base
 from ..train.tasks import Prepared, batch_indices, pass_limit
 from ..utils import LazyList, can_write, duration, existing, folded, plural, rng, spread
 
@@ -146,7 +147,7 @@ def facts(server,     # fresh, its run at round 0
             c,first,size = model.config.get_text_config(),server.task.prefix.first,2 if cfg.prefix_dtype != 'same' else next(model.parameters()).element_size()
             f.update(prefix=dict(train=c.hidden_size*size, test=(c.hidden_size + 2*first*(getattr(c, 'num_key_value_heads', None) or c.num_attention_heads)*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads))*size))
     else: f.update(token_bytes=0.)
-    one = server.shares(0) and not server.kept_tensors(0) and cfg.space == 'factors'   # then all have one file
+    one = server.one_model and not server.personal_tensors(0) and cfg.space == 'factors'   # then all have one file
     d = 2*(f['rows'] - 1) + 1 if one else 2*f['rows']
     f.update(of=2, different=d, linked=0, last=[d, 0], process=_memory(server.device))
     return f
@@ -403,13 +404,12 @@ def _trial(cfg, data, model, kwargs, time):
         try: yield server,clock
         finally:
             server.live.load(begin)
-            with torch.no_grad():
-                for w,first in getattr(server.model, 'unchanged', ()): w.copy_(first)
+            unchanged_base(server.model)
             if model is not None and server.model is not model and hasattr(server.model, 'unload'): server.model.unload()
 
 def _graphless():
     "The algorithm that is the base class's own, and has no graph."
-    return next((n for n,c in algorithm_classes.items() if c.alk_connection is None and c.mixing_matrix is BaseServer.mixing_matrix and not c.settings), None)
+    return next((n for n,c in algorithm_classes.items() if c.init_sim_matrix is Algorithm.init_sim_matrix and c.mixing_matrix is Algorithm.mixing_matrix and not c.settings), None)
 
 # %% ../../nbs/study/01_plan.ipynb #c9a9eec1
 def make_plan(cfg:FedConfig,      # the run's settings
@@ -443,7 +443,7 @@ def make_plan(cfg:FedConfig,      # the run's settings
             ids = _steps(server, f, watch, seconds, f['clients'] if clients is None else clients)
             _answers(server, f, watch, ids)
             drawn = clock()
-            server._remember(server.store.history(), anew=True)
+            server.take_up()
             Curves().after_fit(server)   # as `fedai run` does
             f.update(curves=clock() - drawn, picture=(server.store.root/'curves.png').stat().st_size)
             f['measuring'] = clock() - begun

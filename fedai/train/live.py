@@ -18,10 +18,10 @@ from .passes import Prefix, decoder_layers, learned_positions
 from .stack import LiveState
 from .tasks import ModuleTask, TextTask, get_device
 
-# %% ../../nbs/train/06_live.ipynb #61719a61
+# %% ../../nbs/train/06_live.ipynb #4734a25b
 def is_text(model)->bool: # of a language model; `None` is the config's, which is one
     "True for what is trained on text, and not by a `criterion`."
-    return model is None or hasattr(model, 'get_output_embeddings')
+    return model is None or isinstance(model, Adapters) or hasattr(model, 'get_output_embeddings')
 
 def text_model(cfg:FedConfig, # its `model`, the LoRA's settings, `max_length`
                model=None,    # None: `get_model(cfg)`; a transformers or a PEFT model
@@ -112,13 +112,14 @@ def _prefix(model, cfg):
     dtype = None if cfg.prefix_dtype == 'same' else getattr(torch, cfg.prefix_dtype)
     return Prefix(model, cfg.prefix_memory_gb, cfg.prefix_disk_gb, dtype)
 
-# %% ../../nbs/train/06_live.ipynb #eec5dcff
+# %% ../../nbs/train/06_live.ipynb #b5993aea
 class Adapters:
     "A model that isn't loaded, of which only the adapters' tensors are known."
-    def __init__(self, layout): self.layout = layout # of a row, as the run's files have it
+    def __init__(self, layout=None): self.layout = layout # of a row, as the run's files have it
 
     def live(self, cfg, tokenizer=None)->Live:
         "Return what there is without a model: names of tensors, a task for words and no more."
+        if self.layout is None: return Live(None, None, None, None, torch.device('cpu'), None)
         tokenizer = tokenizer or get_tokenizer(cfg)
         names = SimpleNamespace(tensors={n: None for n in self.layout.tensors}, buffers=set(), layout=self.layout)
         return Live(None, names, TextTask(cfg, tokenizer), tokenizer, torch.device('cpu'), 'adapter_model.safetensors')
