@@ -76,13 +76,10 @@ class Server_local(BaseServer, name='local', paper='no federation'):
 class Server_fedavg(BaseServer, name='fedavg', paper='McMahan et al., 2017, arXiv:1602.05629; on LoRA FedIT, Zhang et al., 2024, arXiv:2305.05644'):
     "One model: the average of the round's clients, weighted by their examples."
 
-# %% ../nbs/11_algorithms.ipynb #4d14189f
-class Server_fedavg_ft(Server_fedavg, name='fedavg_ft', paper='FedAvg, then local fine-tuning: Collins et al., 2022, arXiv:2205.13692'):
+# %% ../nbs/11_algorithms.ipynb #18958b16
+class Server_fedavg_ft(Server_fedavg, name='fedavg_ft', paper='FedAvg, then local fine-tuning: Collins et al., 2022, arXiv:2205.13692',
+                       fixed_rounds=True):
     "fedavg, but in the last round every client trains, and keeps what it has."
-    def check(self):
-        self.run.check_rounds(self.name)
-        super().check()
-
     def client_selection(self):
         everyone = list(range(self.num_clients))
         return [everyone if self._last(t) else ids for t,ids in enumerate(super().client_selection())]

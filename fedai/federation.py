@@ -201,12 +201,13 @@ def rebase(self:Federation,
     "Make the base model its own weights and a change."
     if self.model is not None: rebase(self.model, change)
 
-# %% ../nbs/09_federation.ipynb #c80dcb3d
+# %% ../nbs/09_federation.ipynb #48dd02b7
 @patch
 def begin(self:Federation):
     "Check what can be checked before training, and begin the run or go on with it."
     if self.task_is_text: check_tokens(self.task, self.lst_data_dict, self.cfg.max_length)
     self.run.check_same()
+    if self.fixed_rounds: self.run.check_rounds(self.name)
     if self.alk_connection is not None and not self.learns_graph: self.run.check_graph(self.alk_connection)
     self.selection
     self.engine

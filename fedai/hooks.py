@@ -16,7 +16,7 @@ from .selection import (availability_selection, neighbourhood_selection, power_o
                              weighted_selection)
 from .utils import rng
 
-# %% ../nbs/08_hooks.ipynb #b0279f43
+# %% ../nbs/08_hooks.ipynb #7fa27330
 algorithm_classes = {} # name -> server class
 
 _renamed = dict(
@@ -24,22 +24,22 @@ _renamed = dict(
     kept_tensors='`personal_tensors`',
     model_row='`clusters`',
     stepped='`clusters` or `personal` on the class line, by which rows are stepped together',
-    row_ids='`personal` on the class line, for a second row of each client',
-    fixed_rounds='`check`, which may refuse another number of rounds')
+    row_ids='`personal` on the class line, for a second row of each client')
 
 class Algorithm:
     "Answers to the loop's questions; these are those of federated averaging."
     name,paper = None,''      # under which an algorithm is known, and where it comes from
     settings = {}             # its own settings: name -> (default, what it is)
     needs_data = False        # does its server look at clients' data, other than by training and testing?
+    fixed_rounds = False      # does the number of rounds shape earlier ones, so that a run can't be lengthened?
     personal_class = None     # what trains a second, personal row of each client; `None`: there is none
     client_class = BaseClient # what its clients are
     one_model = True          # do all clients go on from the newest average, also those not selected, or each from a state of its own?
 
-    def __init_subclass__(cls, name=None, paper=None, settings=None, needs_data=None, personal=None, **kwargs):
+    def __init_subclass__(cls, name=None, paper=None, settings=None, needs_data=None, fixed_rounds=None, personal=None, **kwargs):
         "Take the class line, and make a class with a `name` known."
         super().__init_subclass__(**kwargs)
-        line = dict(paper=paper, settings=settings, needs_data=needs_data, personal_class=personal)
+        line = dict(paper=paper, settings=settings, needs_data=needs_data, fixed_rounds=fixed_rounds, personal_class=personal)
         for k,v in line.items():
             if v is not None: setattr(cls, k, v)
         for k in vars(cls).keys() & _renamed.keys(): raise ConfigError(f'{cls.__name__}.{k}', f'{_renamed[k]} (the loop asks for `{k}` no more)', k)

@@ -288,7 +288,7 @@ _chat_help = """/client 3    talk to client 3, by number or name
 /help        this
 /quit        end; Ctrl-D too. Ctrl-C stops an answer"""
 
-# %% ../nbs/13_ship.ipynb #04ed6557
+# %% ../nbs/13_ship.ipynb #8f2a3cb1
 class Chat:
     "Talk to the clients' models of a run."
     def __init__(self,
@@ -355,7 +355,7 @@ class Chat:
 
     def listed(self, most=40)->str: # lines of text
         "Who there is: number, name, task, and what they score."
-        card,names = _scores(self.server),self.names
+        card,names = scores_of(self.server),self.names
         own,key = card.get('clients', {}),headline(card) if card.get('clients') else None
         ids = spread(range(len(names)), most)
         wide = [max(24, *(len(o[i]) for i in ids)) for o in (names, {i: own.get(str(i), {}).get('task') or '' for i in ids})]
