@@ -284,7 +284,7 @@ def _graph_of(where):
     from fedai.data.clients import get_client_data
     from fedai.store.run import Handed
     from fedai.hooks import Algorithm
-    from fedai.train.live import Adapters
+    from fedai.train.model import Adapters
     run = Path(where).is_dir()
     cfg = run_config(where) if run else load_config(where)
     import_user_code(cfg.imports)

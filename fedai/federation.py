@@ -21,7 +21,7 @@ from .graphs import check_graph
 from .hooks import Algorithm
 from .store.run import Run
 from .store.states import States
-from .train.live import is_text, live_model, rebase
+from .train.model import is_text, live_model, rebase
 from .train.stack import adapter_files
 from .utils import LazyList, plural, write_json
 

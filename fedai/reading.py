@@ -17,7 +17,7 @@ from .hooks import algorithm_classes
 from .servers import BaseServer
 from .store.adapters import AdapterStore
 from .store.run import Reading
-from .train.live import Adapters
+from .train.model import Adapters
 from .train.tasks import get_device
 
 # %% ../nbs/12_reading.ipynb #7ce30509

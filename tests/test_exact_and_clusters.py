@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from conftest import client_data
 from test_algorithms import DATA, K, SIZES, lora_steps, mean, net, pairs, sgd
 from fedai.algorithms import bipartition, get_server
-from fedai.train.live import add_to_base
+from fedai.train.model import add_to_base
 from fedai.config import ConfigError
 from fedai.models import get_model
 from fedai.utils import rng

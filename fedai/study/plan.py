@@ -18,7 +18,7 @@ from ..engines import group_limit
 from ..train.passes import count_saved
 from ..hooks import Algorithm, algorithm_classes
 from ..evaluate.tracking import Callback, Curves
-from ..train.live import unchanged_base
+from ..train.model import unchanged_base
 from ..train.tasks import Prepared, batch_indices, pass_limit
 from ..utils import LazyList, can_write, duration, existing, folded, plural, rng, spread
 
