@@ -55,9 +55,9 @@ def _texts(clients, side):
     table, = tables.values()
     return table.texts(np.unique(np.concatenate([o.rows for o in parts])))
 
-# %% ../../nbs/data/08_clients.ipynb #b6d02ddb
+# %% ../../nbs/data/08_clients.ipynb #c7b02b50
 @patch
-def near_duplicates(self:ClientData, # noqa: F811, it has the name of the function that it calls
+def near_duplicates(self:ClientData,
                     **kwargs, # further arguments of that function: threshold, n, num_pairs, max_ngrams
                    )->dict:   # 'test', 'exact', 'near', 'judged', 'share' as it gives them; 'pairs' of texts: (test, train, similarity)
     "Number of test questions that are nearly one that somebody trains on; `fedai.data.duplicates` says what that means."
