@@ -11,7 +11,7 @@ from fedai.models import get_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
 from fedai.store.adapters import AdapterStore, StoreError
 from fedai.evaluate.tracking import Callback
-from fedai.train.tasks import NonFiniteLoss
+from fedai.train.local import NonFiniteLoss
 
 @pytest.mark.parametrize('fields,message', [
     (dict(lamda_=1), r"`lamda_`: expected a known field \(did you mean 'lambda_'\?\), got 1"),
