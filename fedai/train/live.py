@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['row_tensors', 'LiveState', 'adapter_files']
 
-# %% ../../nbs/train/00_live.ipynb #8c8a6167
+# %% ../../nbs/train/00_live.ipynb #fc62b2ea
 import json, tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from xxhash import xxh3_64
 from ..config import expect
-from ..store.adapters import Layout
+from ..store.rows import Layout
 
 # %% ../../nbs/train/00_live.ipynb #fdc4b671
 def _adapter(model):
