@@ -99,7 +99,7 @@ def test_other_settings_than_in_the_folder_are_refused_before_anything_runs(make
     assert out.getvalue() == ran and not (Path(cfg.output_dir)/'ditto').exists()
 
 def test_a_diverged_trial_loses_and_a_diverged_cell_is_an_error(make_cfg):
-    from fedai.train.tasks import NonFiniteLoss
+    from fedai.train.local import NonFiniteLoss
     def net():
         torch.manual_seed(0)
         return torch.nn.Linear(2, 1)

@@ -7,7 +7,7 @@ from fedai.config import ConfigError, FedConfig
 from fedai.remote.flower import Trainer, central, meet
 from fedai.models import get_model
 from fedai.remote.privacy import BudgetSpent, Privacy
-from fedai.train.stack import LiveState
+from fedai.train.live import LiveState
 
 pytest.importorskip('opacus')
 

@@ -24,7 +24,7 @@ from ..engines import Failure, Reply, SequentialEngine
 from ..evaluate.scorecard import gain_table, score_table
 from .replica import Double, as_row, for_all, for_group
 from .secure import Member, check_settings, check_sums, checked_keys, even_groups, numbers_of, sum_of, summed_tensors, with_numbers
-from ..train.stack import adapter_files
+from ..train.live import adapter_files
 from ..store.rows import read_row
 from ..evaluate.tracking import Progress, trackers
 from ..utils import atomic_file, write_json, write_text
