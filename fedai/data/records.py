@@ -264,7 +264,7 @@ def _readable(path):
     try: yield
     except (OSError,EOFError,zlib.error) as e: raise DataError(f'{path}: not readable ({e})') from e
 
-# %% ../../nbs/data/01_records.ipynb #0ea2f762
+# %% ../../nbs/data/01_records.ipynb #062c00b4
 def read_records(path:str|Path,   # a file
                  container='auto',# 'jsonl', 'json', 'csv', 'tsv', 'parquet', 'arrow', or 'auto': by its name, where `.gz` may follow
                  args=None,       # `delimiter` of a CSV file
@@ -279,6 +279,7 @@ def read_records(path:str|Path,   # a file
     return top,_guarded(records, path)
 
 def _guarded(records, path):
+    "Records of a file that may turn out not to be readable."
     with _readable(path): yield from records
 
 # %% ../../nbs/data/01_records.ipynb #107ac4e9
@@ -295,9 +296,9 @@ def _walk(folder, above=()):
         if p.is_dir(): yield from _walk(p, (*above, real))
         else: yield p
 
-# %% ../../nbs/data/01_records.ipynb #1c48328a
+# %% ../../nbs/data/01_records.ipynb #a8bc0de4
 def _matches(path):
-    "The folder that a folder, a file or a pattern begins with, and the files that it stands for."
+    "The folder that a path or a pattern begins in, and the files that it stands for."
     if path.is_dir(): return path,list(_walk(path))
     if path.exists(): return path.parent,[path]
     n = next((i for i,o in enumerate(path.parts) if glob.has_magic(o)), len(path.parts)-1)
