@@ -160,12 +160,17 @@ def examples(self:Schema,
     exs = self._make(rec, where, file)
     return [{**ex, **labels} for ex in exs] if labels else exs
 
-# %% ../../nbs/data/02_schemas.ipynb #72d5fd36
+# %% ../../nbs/data/02_schemas.ipynb #4bbd0104
 class Dolly(Schema):
     "Questions about a context, which may be empty."
     wants = ['instruction','context','response']
 
-    def fits(self, rec, forced=False): return super().fits(rec, forced) and self.has(self.cols['input'], rec)
+    def fits(self,
+        rec:dict,     # a record
+        forced=False, # has the user named the format?
+    )->bool:
+        "True where a record has a context besides."
+        return super().fits(rec, forced) and self.has(self.cols['input'], rec)
 
 # %% ../../nbs/data/02_schemas.ipynb #230bc0a4
 class Conversations(Schema):
@@ -176,10 +181,15 @@ class Conversations(Schema):
         turns = check_messages(self._values(rec, where)['messages'], where)
         return conversation_examples(turns, where, self.turns)
 
-# %% ../../nbs/data/02_schemas.ipynb #a7a35916
+# %% ../../nbs/data/02_schemas.ipynb #1b5457f6
 class TaskFile(Schema):
     "Instances of one task, which is defined beside them."
-    def fits(self, rec, forced=False): return super().fits(rec, forced) and 'Definition' in self.top
+    def fits(self,
+        rec:dict,     # a record
+        forced=False, # has the user named the format?
+    )->bool:
+        "True where a definition stands beside the records."
+        return super().fits(rec, forced) and 'Definition' in self.top
 
     def _make(self, rec, where, file):
         ex, = super()._make(rec, where, file)
@@ -221,12 +231,16 @@ def bigbench_example(rec:dict,  # an entry of `examples`
     instruction = texts['task_prefix'] + texts['example_input_prefix'] + question + texts['example_output_prefix']
     return dict(instruction=instruction.strip(), **_answers(right, where), **choices)
 
-# %% ../../nbs/data/02_schemas.ipynb #b0f928e7
+# %% ../../nbs/data/02_schemas.ipynb #78a9389e
 class BigBench(Schema):
     "Entries of a BIG-bench `task.json`."
     needs,wants = (),['examples','input','target']
 
-    def fits(self, rec, forced=False):
+    def fits(self,
+        rec:dict,     # a record
+        forced=False, # has the user named the format?
+    )->bool:
+        "True where a record is a question with a target or with scores, in a file with `examples` or of a format that was named."
         asks = 'input' in rec and ('target' in rec or 'target_scores' in rec)
         if not asks or any(k not in _labels for k in self.columns): return False
         return super().fits(rec, forced) and (forced or 'examples' in self.top)
