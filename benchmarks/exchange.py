@@ -42,7 +42,8 @@ def measure(how, K, rank):
         from flwr.clientapp import ClientApp
         from flwr.serverapp import ServerApp
         from flwr.simulation import run_simulation
-        from fedai.remote.flower import Trainer, central, meet
+        from fedai.remote.flower import central, meet
+        from fedai.remote.trainer import Trainer
         trainers,found = {},[]
         def answer(msg, context):
             k = int(context.node_config['partition-id'])

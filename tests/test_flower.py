@@ -8,8 +8,12 @@ from conftest import client_data, sums
 from fedai.algorithms import algorithm_classes, get_server, import_user_code
 from fedai.config import ConfigError, FedConfig
 from fedai.data.clients import get_client_data
-from fedai.remote.flower import Trainer, central, meet, pack, unpack
-from fedai.remote.sites import _Control, make_server_keys, make_site_key, read_clients, run_site
+from fedai.remote.federation import _Control, read_clients
+from fedai.remote.flower import central, meet
+from fedai.remote.keys import make_server_keys, make_site_key
+from fedai.remote.messages import pack, unpack
+from fedai.remote.sites import run_site
+from fedai.remote.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
 
@@ -274,7 +278,7 @@ def free_port():
 
 def test_the_gate(tmp_path):
     import anyio, httpx
-    from fedai.remote.sites import gate
+    from fedai.remote.gate import gate
     make_server_keys(tmp_path/'fed', ['x'])
     app = gate('https://127.0.0.1:9', tmp_path/'fed'/'ca.crt', most=1000)   # where nobody is
     async def ask():

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from conftest import client_data
 from fedai.config import ConfigError, FedConfig
-from fedai.remote.flower import Trainer, central, meet
 from fedai.models import get_model
+from fedai.remote.flower import central, meet
 from fedai.remote.privacy import BudgetSpent, Privacy
+from fedai.remote.trainer import Trainer
 from fedai.train.stack import LiveState
 
 pytest.importorskip('opacus')

@@ -7,10 +7,13 @@ from hypothesis import given, settings, strategies as st
 from conftest import client_data
 from fedai.algorithms import get_server
 from fedai.config import ConfigError, FedConfig
-from fedai.remote.flower import Trainer, central, meet, pack, unpack
 from fedai.graphs import average_matrix, complete_graph, mira_matrix
+from fedai.remote.flower import central, meet
+from fedai.remote.messages import pack, unpack
 from fedai.remote.privacy import Privacy
-from fedai.remote.secure import Member, checked_keys, even_groups, open_sum, sum_of
+from fedai.remote.secure import Member, checked_keys, sum_of
+from fedai.remote.sums import even_groups
+from fedai.remote.trainer import Trainer
 from fedai.store.adapters import read_row
 from test_flower import Grid
 
