@@ -15,7 +15,7 @@ from .clients import BaseClient
 from .config import ConfigError, FedConfig, expect, near
 from .data.prompts import DataError, check_example
 from .evaluate.tracking import Callback
-from .train.tasks import get_optimizer
+from .train.local import get_optimizer
 from .utils import can_write, existing
 
 # %% ../nbs/07_checks.ipynb #dbaddf64

@@ -13,7 +13,8 @@ import numpy as np
 from fastcore.basics import patch
 from .data.prompts import DataError
 from .data.tables import question_keys
-from .train.tasks import Job, Prepared, local_steps
+from .train.local import Job, local_steps
+from .train.tasks import Prepared
 
 # %% ../nbs/05_clients.ipynb #d25d525c
 class BaseClient:

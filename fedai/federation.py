@@ -22,7 +22,7 @@ from .hooks import Algorithm
 from .store.run import Run
 from .store.states import States
 from .train.model import is_text, live_model, rebase
-from .train.stack import adapter_files
+from .train.live import adapter_files
 from .utils import LazyList, plural, write_json
 
 # %% ../nbs/09_federation.ipynb #85d0cd29

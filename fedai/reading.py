@@ -18,7 +18,7 @@ from .servers import BaseServer
 from .store.adapters import AdapterStore
 from .store.run import Reading
 from .train.model import Adapters
-from .train.tasks import get_device
+from .train.device import get_device
 
 # %% ../nbs/12_reading.ipynb #7ce30509
 def subclasses(cls): # a class

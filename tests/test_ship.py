@@ -16,7 +16,8 @@ from fedai.models import get_base_model, get_tokenizer
 from fedai.data.prompts import Prompter
 from fedai.servers import Server_mira
 from fedai.study.comparison import compare
-from fedai.ship import Chat, client_names, export_adapter, export_all, find_client, open_run, push_folder
+from fedai.reading import client_names, find_client, open_run
+from fedai.ship import Chat, export_adapter, export_all, push_folder
 from fedai.store.rows import StoreError
 from fedai.evaluate.tracking import Callback, Trackers
 

@@ -19,7 +19,9 @@ from ..train.passes import count_saved
 from ..hooks import Algorithm, algorithm_classes
 from ..evaluate.tracking import Callback, Curves
 from ..train.model import unchanged_base
-from ..train.tasks import Prepared, batch_indices, pass_limit
+from ..train.device import pass_limit
+from ..train.local import batch_indices
+from ..train.tasks import Prepared
 from ..utils import LazyList, can_write, duration, existing, folded, plural, rng, spread
 
 # %% ../../nbs/study/01_plan.ipynb #13bee64f

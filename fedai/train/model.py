@@ -14,9 +14,13 @@ from types import SimpleNamespace
 import torch
 from ..config import ConfigError, FedConfig, expect
 from ..models import add_lora, get_model, get_tokenizer
-from .passes import Prefix, decoder_layers, learned_positions
-from .stack import LiveState
-from .tasks import ModuleTask, TextTask, get_device
+from .generation import learned_positions
+from .passes import decoder_layers
+from .prefix import Prefix
+from .live import LiveState
+from .device import get_device
+from .modules import ModuleTask
+from .tasks import TextTask
 
 # %% ../../nbs/train/10_model.ipynb #9e49080e
 Live = namedtuple('Live', 'model state task tokenizer device weights') # the model, its row, how it learns, its tokenizer, its device, and the name of the file with a row
