@@ -23,11 +23,9 @@ from .utils import keyed_torch
 Reply = namedtuple('Reply', 'id state metrics') # client; name -> tensor as trained; a dict of numbers
 Failure = namedtuple('Failure', 'id why')        # client; why there is no reply, in words
 
-# %% ../nbs/06_engines.ipynb #a718d906
+# %% ../nbs/06_engines.ipynb #23da6a38
 class SequentialEngine:
     "Training and testing of one client after another on the live model; at any time one state is in memory."
-    only_sums = False   # does the server get sums of states only, from which clients make their own elsewhere?
-
     def __init__(self, server): self.server = server # has cfg, live, task, client_list, row_of(client)
 
 @patch

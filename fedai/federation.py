@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Federation', 'alk_connection']
 
-# %% ../nbs/09_federation.ipynb #5e718283
+# %% ../nbs/09_federation.ipynb #4968ddc9
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from .train.model import is_text, live_model, rebase
 from .train.live import adapter_files
 from .utils import LazyList, plural, write_json
 
-# %% ../nbs/09_federation.ipynb #85d0cd29
+# %% ../nbs/09_federation.ipynb #a890334a
 class Federation(Algorithm):
     "Settings, clients, one live model, and the place where every client's state lies."
     scorecard = None # what `test` found
@@ -63,6 +63,11 @@ class Federation(Algorithm):
         self._make_states()
         self.take_up()
         if at is None: self.begin()
+
+    @property
+    def only_sums(self)->bool:
+        "True where the server gets sums of states only, from which clients make their own elsewhere."
+        return self.cfg.secure_aggregation
 
     @cached_property
     def engine(self):
@@ -277,15 +282,14 @@ def cluster_row(self:Federation, client):
     kept = c and self.store.kept(f'cluster_{c[0]}')
     return self.store.layout.pack(kept) if kept else None
 
-# %% ../nbs/09_federation.ipynb #d432c7f0
+# %% ../nbs/09_federation.ipynb #52eabdd0
 @patch
 def trained_states(self:Federation,
                    ids,            # clients of the round, whose states as trained are in the store
                    comm_round:int, # t, from 0
                   )->list:         # dicts name -> tensor, mapped, without buffers
     "Return what came out of the local training of a round."
-    seen = not self.engine.only_sums
-    expect(seen, 'secure_aggregation', f'false for {self.name} with this graph, which looks at single adapters', True)
+    expect(not self.only_sums, 'secure_aggregation', f'false for {self.name} with this graph, which looks at single adapters', True)
     return [{n: s[n] for n in self.live.tensors} for s in self.states.trained(ids, comm_round+1)]
 
 @patch

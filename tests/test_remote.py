@@ -23,7 +23,7 @@ class Away(SequentialEngine):
         if self.double is None: self.double = pickle.loads(pickle.dumps(Recipe(self.server)))()
         for ids in groups[::-1]:
             sent = pickle.dumps((for_all(self.server), for_group(self.server, ids), ids))
-            for i,row,m in pickle.loads(pickle.dumps(self.double.train_here(*pickle.loads(sent)))): yield Reply(i, self.server.store.layout.views(as_row(row)), m)
+            for i,row,m in pickle.loads(pickle.dumps(train_there(self.double, *pickle.loads(sent)))): yield Reply(i, self.server.store.layout.views(as_row(row)), m)
     def test(self, pairs, scores=True): return self.inner.test(pairs, scores)
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def mean_adapter(server, # with a store, and clients to test
             yield row
     if not ids or not server.engine.knows_mean(): return None,False
     row = mean_rows(server.store.layout, rows(), [1/len(ids)]*len(ids))
-    return row,same and (server.one_model or not server.engine.only_sums)
+    return row,same and (server.one_model or not server.only_sums)
 
 # %% ../../nbs/evaluate/01_scorecard.ipynb #6ad7bfb6
 def read_scores(folder, # of a run that was tested

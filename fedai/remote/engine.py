@@ -15,8 +15,8 @@ from .secure import checked_keys, sum_of
 from .sums import check_sums, even_groups, numbers_of, summed_tensors, with_numbers
 from .trainer import _own_fields
 
-# %% ../../nbs/remote/07_engine.ipynb #f1503c78
-class FlowerEngine:
+# %% ../../nbs/remote/07_engine.ipynb #4b14d55e
+class FlowerEngine(SequentialEngine):
     "Trains and tests clients at their sites, over a Flower grid."
     def __init__(self,
         server, # with a `grid`, Flower's, and `nodes`: place of a client -> its node
@@ -33,7 +33,7 @@ class FlowerEngine:
         "Clients that train together: each alone, at its site."
         return [[i] for i in ids]
 
-# %% ../../nbs/remote/07_engine.ipynb #01533e4f
+# %% ../../nbs/remote/07_engine.ipynb #10e42173
 @patch
 def say(self:FlowerEngine,
     place:int, # of a client
@@ -42,7 +42,7 @@ def say(self:FlowerEngine,
 )->dict:       # plain values
     "The part of a message that is said."
     s = self.server
-    mark = {str(place): s._data[place]} if place in s._data else {}
+    mark = {str(place): s.trained_on[place]} if place in s.trained_on else {}
     return dict(op=op, fields=self.fields, clients=s.num_clients, place=place, layout=layout_key(s.store.layout),
                 round=s.store.round, first=s.is_first, data=mark, **more)
 
@@ -51,14 +51,14 @@ def kept(self:FlowerEngine)->dict: # name -> array
     "The arrays that every message has besides rows."
     return {f'kept/{k}/{n}': a for k,v in for_all(self.server)['tensors'].items() for n,a in v.items()}
 
-# %% ../../nbs/remote/07_engine.ipynb #d567d1ba
+# %% ../../nbs/remote/07_engine.ipynb #308667d2
 @patch
 def _metrics(self:FlowerEngine, say, arrays, ids, comm_round, names):
     "Client -> its metrics, as a site says them; raises `ValueError` where they aren't for these rows, or arrays aren't `names`."
     fits = say.get('round') == comm_round and set(arrays) == names
     if not fits or not isinstance(say.get('metrics'), dict) or set(say['metrics']) != set(map(str, ids)):
         raise ValueError(f'expected rows {ids} of round {comm_round}')
-    out,known = {i: _checked_metrics(say['metrics'][str(i)], True) for i in ids},self.server._data
+    out,known = {i: _checked_metrics(say['metrics'][str(i)], True) for i in ids},self.server.trained_on
     if any(known.get(i % self.server.num_clients, m['data']) != m['data'] for i,m in out.items()):
         raise ValueError('trained on other data than before')
     return out
@@ -83,7 +83,7 @@ def train(self:FlowerEngine,
     for ids,got,why in ask(self.grid, self.nodes, jobs(), 'train', self.timeout, most, f'round {comm_round}', trained):
         yield from got if why is None else (Failure(i, why) for i in ids)
 
-# %% ../../nbs/remote/07_engine.ipynb #46755afb
+# %% ../../nbs/remote/07_engine.ipynb #fa61ea2a
 @patch
 def test(self:FlowerEngine,
     pairs,       # (client, row)
@@ -106,11 +106,19 @@ def test(self:FlowerEngine,
 @patch
 def test_own(self:FlowerEngine,
     clients,    # of the server's `client_list`
-    scores,     # also generate and score?
+    scores=True, # also generate and score?
     round=None, # folder of their rows; None: the latest
 ):              # as `test`
     "Test clients with the states that they were left with, which they keep."
     return self.test(((c, self.server.test_row(c, round)) for c in clients), scores, lambda c: dict(own=True))
+
+@patch
+def same_data(self:FlowerEngine,
+    client,       # of a row that is trained already
+    metrics:dict, # of its training
+)->bool:
+    "True where a row was trained on the data that its client had before, as far as the server knows: it can't look."
+    return metrics.get('data') == self.server.trained_on.get(client.place, metrics.get('data'))
 
 # %% ../../nbs/remote/07_engine.ipynb #0329875b
 class _Sums:
@@ -163,7 +171,7 @@ def replies(self:_Sums, group, trained):
         row = self.rows[i] if mean is None else with_numbers(self.layout, self.rows[i], self.names, mean)
         yield Reply(i, self.layout.views(row), trained[i][0])
 
-# %% ../../nbs/remote/07_engine.ipynb #517f4961
+# %% ../../nbs/remote/07_engine.ipynb #ce06ed25
 class SumEngine(FlowerEngine):
     "An engine that sums adapters before the server sees them."
     def __init__(self,
@@ -184,8 +192,9 @@ class SumEngine(FlowerEngine):
         for g in groups: yield from sums.replies(g, trained)
         for i,why in sums.lost.items(): yield Failure(i, why)
 
-    def test_own(self, clients, scores, round=None):
+    def test_own(self, clients, scores=True, round=None):
         "Test clients with the states that they make."
+        clients = list(clients)
         now = None if round is None else dict(round=round-1, selected=sorted(c.id for c in clients))
         def more(c): return dict(own=True, sum=self.how(c.id, now))
         return self.test(((c, self.server.test_row(c, round)) for c in clients), scores, more)
@@ -204,3 +213,12 @@ def how(self:SumEngine,
         groups = even_groups(self.server.mixing_matrix(ids, t))
         self._own = (t, ids),{ids[k]: a for at,_,a in groups for k in at}
     return dict(took=t, own=self._own[1][i])
+
+# %% ../../nbs/remote/07_engine.ipynb #d87f9646
+@patch
+def knows_mean(self:SumEngine)->bool:
+    "True where the mean of clients' rows is that of the states that they are tested with."
+    s = self.server
+    if s.personal_tensors(s.store.round) or s.cfg.ranks and not s.one_model: return False   # what clients keep, or cut
+    last,known = s.history[-1]['round'],[self.how(i) for i in range(s.num_clients) if s.store.where(i)[1]]
+    return all(h['own'] < 1 and (s.one_model or h['took'] == last) for h in known)

@@ -32,29 +32,14 @@ def check_config(cfg:FedConfig, # of a federation's server
     expect(cfg.graph_args.get('measure') != 'data', 'graph_args: measure', "'states' or 'updates' on Flower", 'data')
     if cfg.secure_aggregation and cfg.num_clients: check_settings(cfg, cls)
 
-# %% ../../nbs/remote/08_flower.ipynb #294c782e
+# %% ../../nbs/remote/08_flower.ipynb #77ede07b
 class _There(Sequence):
     "Examples at a site: how many there are, and no more."
     def __init__(self, n): self.n = n
     def __len__(self): return self.n
     def __getitem__(self, i): raise RuntimeError('the examples are at their site')
 
-class _Central:
-    "Stands before a server's class: the data is elsewhere."
-    @property
-    def only_sums(self): return self.cfg.secure_aggregation
-    def trained_states(self, ids, comm_round):
-        expect(not self.only_sums, 'secure_aggregation', f'false for {self.name} with this graph, which looks at single adapters', True)
-        return super().trained_states(ids, comm_round)
-    def test_own(self, clients, scores=True, round=None): yield from self.engine.test_own([*clients], scores, round)
-    def knows_mean(self):
-        if not self.only_sums: return True
-        if self.own or self.cfg.ranks and not self.one_model: return False   # what clients keep, or cut
-        last,known = self.history[-1]['round'],[self.engine.how(i) for i,t in self.latest_model_iter.items() if t]
-        return all(h['own'] < 1 and (self.one_model or h['took'] == last) for h in known)
-    def same_data(self, i, metrics): return metrics.get('data') == self._data.get(i % self.num_clients, metrics.get('data'))
-
-# %% ../../nbs/remote/08_flower.ipynb #8937c8bc
+# %% ../../nbs/remote/08_flower.ipynb #93a922ae
 def flower_engine(server, # with a `grid` and `nodes`
                  )->FlowerEngine:
     "The engine for a server on Flower: one that sums adapters, where the config says so."
@@ -71,7 +56,7 @@ def central(cfg:FedConfig, # of the federation
     data = ClientData([{'train': _There(c['examples']), 'test': _There(c['test'])} for c in clients], [c['name'] for c in clients])
     cfg = cfg.replace(engine='flower', num_clients=len(clients))
     nodes = {i: c['node'] for i,c in enumerate(clients)}
-    return type(cls.__qualname__, (_Central,cls), {})(cfg, data, None, None, None, callbacks, grid=grid, nodes=nodes, tasks=None)
+    return cls(cfg, data, None, None, None, callbacks, grid=grid, nodes=nodes, tasks=None)
 
 # %% ../../nbs/remote/08_flower.ipynb #ad1723a8
 def _counts(i, say, arrays):

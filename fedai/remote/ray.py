@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RayEngine']
 
-# %% ../../nbs/remote/01_ray.ipynb #6d26bff9
+# %% ../../nbs/remote/01_ray.ipynb #a337007e
 import gc, itertools, os, secrets, sys, time, warnings
 from collections import Counter
 from functools import cached_property
@@ -13,8 +13,8 @@ from functools import cached_property
 import torch
 from fastcore.basics import patch
 from ..config import ConfigError, RunError, expect, near
-from ..engines import Failure, Reply, get_engine
-from .replica import Recipe, as_row, for_all, for_group
+from ..engines import Failure, Reply, SequentialEngine, get_engine
+from .replica import Recipe, as_row, for_all, for_group, test_there, train_there
 
 # %% ../../nbs/remote/01_ray.ipynb #4a8579c6
 _settings = dict(address=None, workers=None, cpus=None, gpus=None, resources={}, retries=3)
@@ -100,20 +100,20 @@ def _check_room(portion, nodes, there):
     has = {k: v for k,v in there.items() if ':' not in k}   # names with a colon are addresses
     raise ConfigError('engine_args', f'what a machine of the cluster has for a worker (it has in all {has})', need)
 
-# %% ../../nbs/remote/01_ray.ipynb #c6985a90
+# %% ../../nbs/remote/01_ray.ipynb #0ec207de
 class _Worker:
-    "Lives in an actor: trains and tests with a double of the server."
+    "Lives in an actor: trains and tests with a replica of the server."
     def __init__(self, recipe, paths, threads):
         import ray
         sys.path.extend(p for p in paths if p not in sys.path)   # where the classes may lie that the recipe names, on this machine
         torch.set_num_threads(threads)
-        self.double = ray.get(recipe[0])()
+        self.replica = ray.get(recipe[0])()
     def ready(self): return True
-    def train(self, common, rows, ids): return self.double.train_here(common, rows, ids)
-    def test(self, common, pairs, scores): return self.double.test_here(common, pairs, scores)
+    def train(self, common, rows, ids): return train_there(self.replica, common, rows, ids)
+    def test(self, common, pairs, scores): return test_there(self.replica, common, pairs, scores)
 
-# %% ../../nbs/remote/01_ray.ipynb #dbfde88c
-class RayEngine:
+# %% ../../nbs/remote/01_ray.ipynb #3db41c5c
+class RayEngine(SequentialEngine):
     "Trains and tests a server's clients on a Ray cluster."
     def __init__(self,
         server, # its `cfg.engine_args` has the settings

@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['even_groups', 'summed_tensors', 'numbers_of', 'with_numbers', 'check_settings', 'check_sums']
 
-# %% ../../nbs/remote/03_sums.ipynb #f4984bf4
+# %% ../../nbs/remote/03_sums.ipynb #3a28705f
 from types import SimpleNamespace
 
 import networkx as nx, numpy as np, torch
 from ..config import ConfigError, expect
 from ..graphs import max_degree, mira_matrix
+from ..hooks import ends_in_one
 from ..servers import BaseServer, Server_mira
 from ..store.rows import Layout
+from ..store.run import Handed
+from ..train.model import Adapters
 
 # %% ../../nbs/remote/03_sums.ipynb #f0d7bca1
 def _joined(M):
@@ -41,12 +44,12 @@ def even_groups(M, # (n, n) mixing matrix of a round
         out.append((at, w, a))
     return out
 
-# %% ../../nbs/remote/03_sums.ipynb #22c997ac
+# %% ../../nbs/remote/03_sums.ipynb #25a2f17b
 def summed_tensors(server,         # or its double
                    comm_round:int, # t, from 0
                   )->list:         # names, in the order of the row
     "Tensors of an adapter that go into a sum."
-    kept = server.kept_tensors(comm_round)
+    kept = server.personal_tensors(comm_round)
     return [n for n,(dtype,*_) in server.store.layout.tensors.items() if dtype.is_floating_point and n not in kept]
 
 def numbers_of(layout:Layout,    # of the row
@@ -70,20 +73,20 @@ def with_numbers(layout:Layout,    # of the row
         at += views[n].numel()
     return out
 
-# %% ../../nbs/remote/03_sums.ipynb #0a375838
+# %% ../../nbs/remote/03_sums.ipynb #50b72fc1
 def _uneven(e, t, cfg):
     return ConfigError('graph', f'one on which clients are joined evenly, with `secure_aggregation` ({t}: {e})', cfg.graph)
 
 def _check_even_graph(cfg, cls):
-    A = cls.init_sim_matrix(SimpleNamespace(cfg=cfg, num_clients=cfg.num_clients, tasks=None))
+    A = cls(cfg, [None]*cfg.num_clients, Adapters(), callbacks=[], at=Handed(), tasks=None).alk_connection   # it needs neither data nor model
     try: even_groups(mira_matrix(A, .5/max(max_degree(A), 1e-12)))
     except ValueError as e: raise _uneven(e, 'all together', cfg) from e
 
-# %% ../../nbs/remote/03_sums.ipynb #72a4fa07
+# %% ../../nbs/remote/03_sums.ipynb #d54b930d
 def check_settings(cfg,  # its number of clients known
                    cls): # the class of its server
     "Raises `ConfigError` for what can be known, before there is a server, to need more than sums."
-    plain = cls.aggregate is BaseServer.aggregate and cls.row_ids is BaseServer.row_ids
+    plain = cls.aggregate is BaseServer.aggregate and cls.clusters is BaseServer.clusters and cls.personal_class is None
     expect(plain, 'secure_aggregation', f'false for {cls.name}, whose rounds are more than a mixing matrix', True)
     expect(cfg.space == 'factors', 'space',
            "'factors' with `secure_aggregation` (the product of two sums is no sum of products)", cfg.space)
@@ -92,7 +95,7 @@ def check_settings(cfg,  # its number of clients known
            "'none' with `secure_aggregation`, where each client has a model of its own", cfg.server_optimizer)
     if issubclass(cls, Server_mira) and cfg.graph != 'learned': _check_even_graph(cfg, cls)
 
-# %% ../../nbs/remote/03_sums.ipynb #f0242e86
+# %% ../../nbs/remote/03_sums.ipynb #bb8585f3
 def _round_groups(server, ids, M, t):
     "The groups of round t; raises `ConfigError` unless all of them are even."
     try: return even_groups(M)
@@ -100,16 +103,16 @@ def _round_groups(server, ids, M, t):
         if isinstance(e, ConfigError): raise
         raise _uneven(e, f'round {t+1}', server.cfg) from e
 
-def _check_group(server, ids, w, a, t):
+def _check_group(server, ids, w, a, t, one):
     "Raises `ConfigError` for a group of round t that is too small, or whose step isn't its own affair."
     n = len(ids)
-    if n == 2 or n == 1 and server.shares(t):
+    if n == 2 or n == 1 and one:
         raise ConfigError('secure_aggregation', f'at least 3 clients in a sum (round {t+1}: {", ".join(map(str, ids))})', n)
     (_,w2,a2), = even_groups(server.mixing_matrix(ids, t))
     expect(np.allclose([*w, a], [*w2, a2], rtol=0, atol=1e-9),
            'secure_aggregation', f'false for {type(server).name}, whose groups depend on one another', True)
 
-# %% ../../nbs/remote/03_sums.ipynb #503906eb
+# %% ../../nbs/remote/03_sums.ipynb #9d6a57ab
 def check_sums(server, # of a run, its selection known
               ):
     "Raises `ConfigError` for a run whose rounds need more than sums."
@@ -118,7 +121,8 @@ def check_sums(server, # of a run, its selection known
     for t in range(server.store.round, len(server.selection)):
         ids = list(server.selection[t])
         M = server.mixing_matrix(ids, t)
-        same = (*ids, server.shares(t), M.tobytes())
+        one = ends_in_one(server, ids, M)
+        same = (*ids, one, M.tobytes())
         if same in seen: continue
         seen.add(same)
-        for at,w,a in _round_groups(server, ids, M, t): _check_group(server, [ids[k] for k in at], w, a, t)
+        for at,w,a in _round_groups(server, ids, M, t): _check_group(server, [ids[k] for k in at], w, a, t, one)

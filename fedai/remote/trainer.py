@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/remote/06_trainer.ipynb #cf71462d
+# %% ../../nbs/remote/06_trainer.ipynb #1a45071e
 import dataclasses, hashlib, json, sys, time, traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ from ..algorithms import import_user_code
 from ..hooks import algorithm_classes
 from ..config import ConfigError, FedConfig, expect
 from .messages import layout_key, pack, unpack
-from .replica import Double, as_row
+from .replica import as_row, replica, test_there, train_there
 from .secure import Member
 from .sums import numbers_of, summed_tensors, with_numbers
 from ..store.rows import read_row
 from ..train.live import adapter_files
 from ..utils import atomic_file, write_json, write_text
 
-# %% ../../nbs/remote/06_trainer.ipynb #402d5159
+# %% ../../nbs/remote/06_trainer.ipynb #298ae357
 class Trainer:
     "A site: it answers the server's messages."
     def __init__(self,
@@ -43,7 +43,7 @@ class Trainer:
         self.data,self.cfg,self.model = data,cfg,model
         self.secret,self.privacy,self.only_sums = secret,privacy,only_sums
         self.folder,self.log = Path(folder) if folder else None,log
-        self.made,self.double = None,None   # the settings that the double was made with, and the double
+        self.made,self.replica = None,None   # the settings that the replica was made with, and the replica
         self.sum = None                     # the sum that is under way
         import_user_code(cfg.imports)
 
@@ -99,7 +99,7 @@ def settings(self:Trainer,
     if self.model is not None: own['model'] = self.model
     return FedConfig(**{**fields, **own})
 
-# %% ../../nbs/remote/06_trainer.ipynb #c94911d0
+# %% ../../nbs/remote/06_trainer.ipynb #a1d8def8
 class _Own(Sequence):
     "A site's data in its place among all clients'."
     def __init__(self, n, place, data): self.n,self.place,self.data = n,place,data
@@ -108,39 +108,35 @@ class _Own(Sequence):
         if i != self.place: raise IndexError(f'client {i}: not at this site')
         return self.data
 
-class _AtSite(Double):
-    "A double that has one client's data only."
-    def _check_data(self): pass
-
-def _make_double(cfg, data):
-    "A double of the server that a config names."
+def _make_replica(cfg, data):
+    "A replica of the server that a config names."
     if cfg.name not in algorithm_classes:
         known = ', '.join(sorted(algorithm_classes))
         raise ConfigError('name', f'one of {known} (others: `--imports` at the site)', cfg.name)
-    return type('Double', (_AtSite,algorithm_classes[cfg.name]), dict(inner='auto'))(cfg, data, None, None, None, [])
+    return replica(algorithm_classes[cfg.name], (cfg, data, None, None, None, []), {})
 
-# %% ../../nbs/remote/06_trainer.ipynb #fc199590
+# %% ../../nbs/remote/06_trainer.ipynb #e29c0890
 @patch
 def _server(self:Trainer, say):
-    "The double for the settings of a message."
+    "The replica for the settings of a message."
     made = json.dumps([say['fields'],say['clients'],say['place']], sort_keys=True)
     if self.made != made:
-        self.double = _make_double(self.settings(say['fields']), _Own(say['clients'], say['place'], self.data))
+        self.replica = _make_replica(self.settings(say['fields']), _Own(say['clients'], say['place'], self.data))
         self.made = made
-    d = self.double
+    d = self.replica
     if layout_key(d.store.layout) != say['layout']:
         raise ConfigError('model', "the server's model with the same LoRA", 'one whose adapters have another form')
     return d
 
-# %% ../../nbs/remote/06_trainer.ipynb #f1859dbb
+# %% ../../nbs/remote/06_trainer.ipynb #46a2dab2
 @patch
 def common(self:Trainer,
-    d,           # the double
+    d,           # the replica
     say:dict,    # what the server says
     arrays:dict, # name -> array that came with it
 )->dict:         # as `for_all` in `remote/00_replica` gives it
     "The things that all clients need, as they were sent."
-    tensors = {n: {} for n in d.carried}
+    tensors = {}
     for k,a in arrays.items():
         if not k.startswith('kept/'): continue
         parts = k.split('/', 2)
@@ -157,10 +153,10 @@ def _check_data(self:Trainer, c, say):
     expect(say['data'].get(str(c.place), c.fingerprint) == c.fingerprint, 'data',
            'what this site trained on in earlier rounds of this run (or another `output_dir` at the server)', 'other data')
 
-# %% ../../nbs/remote/06_trainer.ipynb #fe651824
+# %% ../../nbs/remote/06_trainer.ipynb #ebdae0f3
 @patch
 def own_row(self:Trainer,
-    d,               # the double
+    d,               # the replica
     say:dict,        # with `sum`, where the server has means only: `took`, the round that this client took part in last, and `own`, a
     sent:np.ndarray, # (nbytes,) uint8: this client's state, or the mean
 )->np.ndarray:       # (nbytes,) uint8
@@ -174,13 +170,13 @@ def own_row(self:Trainer,
         raise ValueError(f'the state of round {took+1} is not in {path.parent}, and without it this client can not go on')
     mine,names = read_row(path, layout)[1],summed_tensors(d, took)
     new = a*numbers_of(layout, mine, names) + (1-a)*numbers_of(layout, as_row(sent), names)
-    return d.cut_to_rank(with_numbers(layout, mine, names, new), say['place']).numpy()
+    return d.states.cut(with_numbers(layout, mine, names, new), say['place']).numpy()
 
-# %% ../../nbs/remote/06_trainer.ipynb #7777d05d
+# %% ../../nbs/remote/06_trainer.ipynb #22bd4eeb
 @patch
 def _train(self:Trainer, d, say, common, sent):
     "(client, the row that may leave, metrics) for each of the rows to train."
-    out = d.train_here(common, sent, say['ids'])
+    out = train_there(d, common, sent, say['ids'])
     if not self.privacy: return out
     names = d.trained_tensors(say['round']) or set(d.live.tensors)
     return [(i, self.privacy(as_row(sent[i]), as_row(r), d.store.layout, names).numpy(), m) for i,r,m in out]
@@ -222,7 +218,7 @@ def _save_adapter(self:Trainer, d, common, row):
         with atomic_file(self.folder/f'kept_{name}.safetensors') as f: f.write(save_arrays(tensors))
     self._write_row(self.folder/'adapter_model.safetensors', d, row)
 
-# %% ../../nbs/remote/06_trainer.ipynb #4910210e
+# %% ../../nbs/remote/06_trainer.ipynb #5f14eca4
 @patch
 def test(self:Trainer,
     say:dict,    # with `scores`: also generate and score?; `own`: is it the client's own state?; `sum`, as in training
@@ -231,7 +227,7 @@ def test(self:Trainer,
     "Test a row on the site's data, and keep it where it is the client's own."
     d = self._server(say)
     row,common = self.own_row(d, say, arrays['row/0']),self.common(d, say, arrays)
-    (m,_), = d.test_here(common, [(say['place'], row)], say['scores'])
+    (m,_), = test_there(d, common, [(say['place'], row)], say['scores'])
     if say['own'] and self.folder: self._save_adapter(d, common, row)
     return pack(dict(metrics={k: v for k,v in m.items() if k != 'task'}))
 
