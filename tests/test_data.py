@@ -25,6 +25,12 @@ def test_an_answer_is_whole_or_refused(instruction, output, max_length):
     learned = b['input_ids'][0][b['labels'][0] != -100]
     assert learned.tolist() == e.answer
 
+@pytest.mark.parametrize('text', ['✓', 'é', 'a ✓', '😀'])
+@pytest.mark.parametrize('max_length', range(16, 28, 3))
+def test_a_cut_inside_a_character_comes_to_an_end(text, max_length):
+    "What is left of a character may take as many tokens as the whole of it."
+    assert len(Prompter(TINY, max_length=max_length).encode(dict(instruction=text*30, output='b'))) <= max_length
+
 def test_chat_template_gives_the_tokens_of_the_whole_conversation():
     msgs = [dict(role='user', content='3 + 4 ='), dict(role='assistant', content='7')]
     e = Prompter(TINY).encode(dict(instruction='3 + 4 =', output='7'))

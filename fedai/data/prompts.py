@@ -284,13 +284,14 @@ def _shorter(self:Prompter, ex, n):
         if k == 'input' and not n: return ex
     return None
 
-# %% ../../nbs/data/00_prompts.ipynb #a23b7efa
+# %% ../../nbs/data/00_prompts.ipynb #ae7987be
 @patch
 def _fit(self:Prompter, ex, prompt, answer, where):
     "An example's tokens, with as little taken from the prompt as makes it fit."
-    full,short = len(prompt),ex
+    full,short,more = len(prompt),ex,0
     while (over := len(prompt) + len(answer) - self.max_length) > 0:
-        short = self._shorter(short, over)
+        before,short = short,self._shorter(short, over + more)
+        more = more + 1 if short == before else 0
         if short is None:
             too_long = f"the answer has {len(answer)} tokens, which leaves no room for a question in `max_length` {self.max_length}"
             raise DataError(f"{where}: {too_long}")
