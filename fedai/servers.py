@@ -17,8 +17,8 @@ from .graphs import (average_matrix, client_graph, effective_pull, graph_facts, 
                           similarity_graph, state_similarity, subgraph)
 from .hooks import ends_in_one, round_matrix, stepped_together
 from .store.mixer import Mixer
-from .train.generation import mean_states
-from .train.local import round_lr
+from .train.passes import mean_states
+from .train.tasks import round_lr
 
 # %% ../nbs/10_servers.ipynb #14c1069d
 class RoundFailed(RunError):
@@ -237,7 +237,7 @@ def present(self:BaseServer,
     raise RoundFailed(f"round {t+1}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: {said}"
                       ". What they trained is kept, and the run goes on from there when it is started again")
 
-# %% ../nbs/10_servers.ipynb #65a41026
+# %% ../nbs/10_servers.ipynb #44f3f6e1
 @patch
 def call(self:BaseServer,
          event:str, # the name of a `Callback`'s method
@@ -256,7 +256,7 @@ def fit(self:BaseServer)->History: # a dict for each round
         try:
             self.call('before_fit')
             for t in range(self.store.round, self.cfg.rounds):
-                if t >= len(self.selection): self.selection = self._selected()
+                if t >= len(self.selection): self.selection = self.select()
                 self.one_round(t, self.selection[t])
         except BaseException:
             self.call('after_stop')
