@@ -363,8 +363,8 @@ def test_plain_modules_have_all_of_it(make_cfg):
     assert accuracies(s.scorecard) == pytest.approx([right(W[i], data[i]['test']) for i in range(3)])
     mean = {n: sum(w[n] for w in W)/3 for n in W[0]}
     assert accuracies(s.scorecard['average']) == pytest.approx([right(mean, data[i]['test']) for i in range(3)])
-    X = s.cross_evaluation(metric='accuracy')
-    assert X.ravel() == pytest.approx([right(W[i], data[j]['test']) for i in range(3) for j in range(3)])
+    crossed = s.cross_evaluation(metric='accuracy')
+    assert crossed.ravel() == pytest.approx([right(W[i], data[j]['test']) for i in range(3) for j in range(3)])
     late = {'train': digits(900, 960), 'test': digits(960, 1000)}
     got = s.test_newcomers({'late': late})['clients']['late']
     assert list(got) == ['start','average','nearest'] and got['average']['before']['accuracy'] == pytest.approx(right(mean, late['test']))
