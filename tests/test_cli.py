@@ -64,7 +64,7 @@ def test_what_an_option_means(given, want):
 def test_errors_that_are_foreseen_and_those_that_are_not(said, monkeypatch):
     from fedai.data.prompts import DataError
     from fedai.servers import RoundFailed
-    from fedai.store.adapters import StoreError
+    from fedai.store.rows import StoreError
     from fedai.train.tasks import NonFiniteLoss
     def fails(e):
         def run(cfg): raise e

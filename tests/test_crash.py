@@ -5,7 +5,8 @@ from pathlib import Path
 from conftest import client_data
 from fedai.cli import main
 from fedai.servers import Server_mira
-from fedai.store.adapters import AdapterStore, StoreError, load_old_state
+from fedai.store.adapters import AdapterStore
+from fedai.store.rows import StoreError
 from fedai.evaluate.tracking import Callback
 
 HERE = Path(__file__).parent
@@ -48,7 +49,7 @@ import resource, sys; sys.path.insert(0, {here!r})
 from conftest import client_data
 from fedai.config import FedConfig
 from fedai.servers import Server_mira
-from fedai.store.adapters import StoreError
+from fedai.store.rows import StoreError
 from fedai.evaluate.tracking import Callback
 class Fill(Callback):
     "After the first round no file may be larger than a few kilobytes."
@@ -133,17 +134,6 @@ def test_check_names_what_is_damaged_and_it_is_never_trained_on(make_cfg, capsys
         s = Server_mira(cfg.replace(rounds=3), client_data(4), callbacks=[])
         s.fit()
     assert how in ('start','state','future') or AdapterStore(cfg.output_dir).round <= 2
-
-def test_only_tensors_come_out_of_an_old_state_file(tmp_path):
-    class Evil:
-        def __reduce__(self): return os.system, (f'touch {tmp_path}/ran',)
-    torch.save({'w': torch.ones(2)}, tmp_path/'good.pth')
-    torch.save({'w': Evil()}, tmp_path/'bad.pth')
-    assert load_old_state(tmp_path/'good.pth')['w'].sum() == 2
-    with pytest.raises(StoreError, match='not a file of tensors alone'): load_old_state(tmp_path/'bad.pth')
-    assert not (tmp_path/'ran').exists()
-    torch.save([torch.ones(2)], tmp_path/'list.pth')
-    with pytest.raises(StoreError, match='expected a dict'): load_old_state(tmp_path/'list.pth')
 
 def test_client_ids_are_numbers_and_nothing_else(tmp_path):
     store = AdapterStore(tmp_path/'run')

@@ -150,7 +150,7 @@ def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
         s.test(baselines=True)   # the base model and the mean are tested there as well, and are nobody's own
         for k in range(2):
             f = tmp_path/f's{k}'
-            assert (f/'adapter_model.safetensors').read_bytes() == (s.store.path(*s.store._where(k))/'adapter_model.safetensors').read_bytes()
+            assert (f/'adapter_model.safetensors').read_bytes() == (s.store.path(*s.store.where(k))/'adapter_model.safetensors').read_bytes()
             assert sorted(o.name for o in f.iterdir()) == ['adapter_config.json','adapter_model.safetensors',*(['kept_base.safetensors'] if name == 'flora' else [])]
             base = get_model(cfg).unload()
             got = PeftModel.from_pretrained(base, f)

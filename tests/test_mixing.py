@@ -5,7 +5,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from xxhash import xxh3_64
 from fedai.graphs import average_matrix, laplacian, mira_matrix, random_graph
-from fedai.store.adapters import AdapterStore, Layout, mix_rows, write_row
+from fedai.store.adapters import AdapterStore
+from fedai.store.mixing import mix_rows
+from fedai.store.rows import Layout, write_row
 
 TOL = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 1e-6}
 

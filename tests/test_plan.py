@@ -119,7 +119,7 @@ def test_no_algorithm_without_a_graph_where_a_setting_needs_one(make_cfg):
 
 @pytest.mark.parametrize('bound', ['disk','memory','hours'])
 def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound, monkeypatch):
-    from fedai import plan
+    from fedai.study import plan
     rates,real = {},plan.estimate
     def steady(f, *args):
         "Times are measured anew in each plan: with those of the first, the arithmetic is what is tested, and not how busy the machine is."

@@ -11,7 +11,7 @@ from fedai.remote.flower import Trainer, central, meet, pack, unpack
 from fedai.graphs import average_matrix, complete_graph, mira_matrix
 from fedai.remote.privacy import Privacy
 from fedai.remote.secure import Member, checked_keys, even_groups, open_sum, sum_of
-from fedai.store.adapters import read_row
+from fedai.store.rows import read_row
 from test_flower import Grid
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')

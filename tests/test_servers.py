@@ -11,7 +11,7 @@ from fedai.config import ConfigError
 from fedai.data.clients import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
-from fedai.store.adapters import StoreError
+from fedai.store.rows import StoreError
 from fedai.evaluate.tracking import Callback, Progress
 from fedai.utils import rng
 

@@ -17,7 +17,7 @@ from fedai.data.prompts import Prompter
 from fedai.servers import Server_mira
 from fedai.study.comparison import compare
 from fedai.ship import Chat, client_names, export_adapter, export_all, find_client, open_run, push_folder
-from fedai.store.adapters import StoreError
+from fedai.store.rows import StoreError
 from fedai.evaluate.tracking import Callback, Trackers
 
 BUILT_IN = [o['name'] for o in list_algorithms()]

@@ -2,7 +2,8 @@
 import json, os
 import numpy as np, pytest, torch
 from safetensors.torch import load_file
-from fedai.store.adapters import AdapterStore, StoreError
+from fedai.store.adapters import AdapterStore
+from fedai.store.rows import StoreError
 
 def w(x): return {'w': torch.full((3,), float(x))}
 def new(root, **kw):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..config import ConfigError, RunError, expect
 from ..data.clients import commonest_answer
 from .metrics import gains, lower_is_better, summarise
-from ..store.adapters import mean_rows
+from ..store.mixing import mean_rows
 from ..utils import aligned, folded, laid_out, picture_text, spread, write_json, write_text
 
 # %% ../../nbs/evaluate/01_scorecard.ipynb #048f97c5

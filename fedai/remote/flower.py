@@ -25,7 +25,7 @@ from ..evaluate.scorecard import gain_table, score_table
 from .replica import Double, as_row, for_all, for_group
 from .secure import Member, check_settings, check_sums, checked_keys, even_groups, numbers_of, sum_of, summed_tensors, with_numbers
 from ..train.stack import adapter_files
-from ..store.adapters import read_row
+from ..store.rows import read_row
 from ..evaluate.tracking import Progress, trackers
 from ..utils import atomic_file, write_json, write_text
 

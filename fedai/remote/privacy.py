@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from filelock import FileLock
 from ..config import ConfigError, UserError
-from ..store.adapters import Layout
+from ..store.rows import Layout
 from ..utils import can_write, write_json
 
 # %% ../../nbs/remote/02_privacy.ipynb #73dd431b

@@ -18,7 +18,7 @@ class _Carried:
     "What a double has in place of a store: what it was handed."
     def __init__(self, layout): self.layout,self.round,self.version,self.latest,self.rows,self.tensors = layout,None,None,{},{},{}
     def load_row(self, i, round=None): return self.rows[i]
-    def _where(self, i): return i,self.round
+    def where(self, i): return i,self.round
     def kept(self, name): return self.tensors.get(name)
 
 class _Model:

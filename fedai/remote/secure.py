@@ -14,7 +14,7 @@ import networkx as nx, numpy as np, torch
 from ..config import ConfigError
 from ..graphs import max_degree, mira_matrix
 from ..servers import BaseServer, Server_mira
-from ..store.adapters import Layout
+from ..store.rows import Layout
 
 # %% ../../nbs/remote/03_secure.ipynb #7fddacd5
 def even_groups(M, # (n, n) mixing matrix of a round

@@ -190,7 +190,7 @@ def _steps(server, f, clock, seconds, K):
     rounds = clock.rounds[1:]
     f.update(seconds_token=beta, seconds_client=alpha, first=max(0., first - alpha*f['rows'] - beta*clock.rounds[0]['tokens']), measured_clients=len(ids), measured_tokens=sum(o['tokens'] for o in clock.rounds), steps=2 + more + (t > 2),
              mix_row=min(o['mix'] for o in rounds)/(len(ids)*f['rows']), commit_row=min(o['commit'] for o in rounds)/(len(ids)*f['rows']), record=(many['record'] - clock.rounds[0]['record'])/max(1, len(ids) - 1), record_round=clock.rounds[0]['record'], state=(server.store.root/'state.json').stat().st_size/(len(ids)*f['rows']),
-             of=len(ids), different=many['different'], linked=many['linked'], last=[clock.rounds[-1][k] for k in ('different','linked')], kept=[(server.store._kept_file(k, r)).stat().st_size for k,(r,_) in server.store.kept_in.items()])
+             of=len(ids), different=many['different'], linked=many['linked'], last=[clock.rounds[-1][k] for k in ('different','linked')], kept=[(server.store.kept_file(k, r)).stat().st_size for k,(r,_) in server.store.kept_in.items()])
     if clock.prefix[1]: f['seconds_prefix'] = clock.prefix[0]/clock.prefix[1]
     tokens = min(f.get('pass_tokens', math.inf), f['step_tokens']*(len(ids)*f['rows'] if f['engine'] == 'batched' else 1))
     peak = _peak(server.device)

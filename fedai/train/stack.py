@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 from xxhash import xxh3_64
 from ..config import ConfigError
-from ..store.adapters import Layout
+from ..store.rows import Layout
 from ..utils import key_seed
 
 # %% ../../nbs/train/00_stack.ipynb #adb19ffa
