@@ -742,10 +742,11 @@ def compare(old, new, whole=True):
 
 def against(rev, word, cases):
     "Compare with the library of a commit, which runs beside this one."
-    def git(*args): subprocess.run(['git', '-C', str(ROOT), *args], check=True, stdout=subprocess.DEVNULL)
+    def git(*args):
+        if subprocess.run(['git', '-C', str(ROOT), 'worktree', *args], stdout=subprocess.DEVNULL).returncode: sys.exit('git failed')
     with tempfile.TemporaryDirectory() as tmp:
         there, to = Path(tmp)/'library', Path(tmp)/'found.json'
-        git('worktree', 'add', '--quiet', '--detach', str(there), rev)
+        git('add', '--quiet', '--detach', str(there), rev)
         try:
             command = [sys.executable, __file__, '--to', str(to), '-k', word]
             with subprocess.Popen(command, env={**os.environ, 'BITS_LIBRARY': str(there), 'PYTHONPATH': ''}) as other:
@@ -753,7 +754,7 @@ def against(rev, word, cases):
                 except BaseException: other.terminate(); raise
             if other.returncode: sys.exit(f'the runs with the library of {rev} failed')
             return compare(json.loads(to.read_text()), new)
-        finally: git('worktree', 'remove', '--force', str(there))
+        finally: git('remove', '--force', str(there))
 
 def check(cases, word):
     "Run, and compare with bits.json; the exit code."
