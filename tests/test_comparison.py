@@ -5,7 +5,8 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
 from conftest import client_data
-from fedai.study.comparison import Comparison, _fingerprint, compare, validation_split, paired_bootstrap
+from fedai.evaluate.metrics import paired_bootstrap
+from fedai.study.comparison import Comparison, _fingerprint, compare, validation_split
 from fedai.config import ConfigError
 
 ARGS = dict(algorithms=['local','fedavg','mira'], seeds=[0,1], tune={'*': {'lr': [.1,1.]}, 'mira': {'coupling': [.2,.6]}}, metric='loss', data=lambda cfg: client_data(4))

@@ -2,7 +2,8 @@
 import contextlib, io, json, os, tempfile, time, tracemalloc
 from pathlib import Path
 import numpy as np, pytest, torch
-from fedai.algorithms import algorithm_classes, get_server
+from fedai.algorithms import get_server
+from fedai.servers import algorithm_classes
 from fedai.cli import main
 from fedai.config import ConfigError
 from fedai.study.plan import estimate, facts, machine, make_plan, plan_table

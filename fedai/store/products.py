@@ -5,30 +5,46 @@
 # %% auto #0
 __all__ = ['product_mix']
 
-# %% ../../nbs/store/02_products.ipynb #97621d19
+# %% ../../nbs/store/02_products.ipynb #2a496979
 import numpy as np, torch
+from .mixing import row_stays
 
-# %% ../../nbs/store/02_products.ipynb #20a73f15
+# %% ../../nbs/store/02_products.ipynb #5090b57c
+def _common_basis(Bs, As):
+    "Q and R of the B's side by side, and of the transposed A's; in float64."
+    Qb,Rb = torch.linalg.qr(torch.cat([B.double() for B in Bs], 1))
+    Qa,Ra = torch.linalg.qr(torch.cat([A.double() for A in As], 0).T)
+    return Qb,Rb,Qa,Ra
+
+def _core(row, ranks, Rb, Ra):
+    "The small matrix between the Q's, for one row of M."
+    weights = np.repeat(np.asarray(row, dtype=np.float64), ranks)   # M_kl for each of the r_l columns of client l
+    return (Rb*torch.from_numpy(weights).to(Rb.device)) @ Ra.T
+
+# %% ../../nbs/store/02_products.ipynb #295cb6b7
+def _best_factors(core, Qb, Qa, r, size):
+    "Factors of rank `r` nearest to Q_b core Q_aᵀ, with zeros up to `size` columns of B and rows of A."
+    def cut(X): return torch.nn.functional.pad(X[:,:r], (0, size - X[:,:r].shape[1]))
+    U,S,Vh = torch.linalg.svd(core, full_matrices=False)
+    root = torch.nn.functional.pad(S[:r].sqrt(), (0, size - len(S[:r])))
+    return Qb @ cut(U)*root,(Qa @ cut(Vh.T)*root).T
+
+# %% ../../nbs/store/02_products.ipynb #4048f53b
 def product_mix(M:np.ndarray, # (K, K) mixing matrix
                 Bs,           # K tensors (out, r_k); the ranks may differ
                 As,           # K tensors (r_k, in)
-                ranks=None,   # K ranks that the results are cut to, where these are less than the factors' r_k; the rest of the factors is zeros
+                ranks=None,   # K ranks to cut the results to, leaving zeros in the rest of the factors; None: those of the factors
                )->list:       # K pairs (B, A), of the shapes and dtypes that they had
-    "The best approximation of Σ_l M_kl B_l A_l by factors of rank r_k, for each k; a row of the identity keeps its factors, if they are of that rank."
+    "The best approximation of Σ_l M_kl B_l A_l of rank r_k, as factors, for each k; a row of the identity keeps factors of that rank."
     sizes = [A.shape[0] for A in As]
-    Qb,Rb = torch.linalg.qr(torch.cat([B.double() for B in Bs], 1))
-    Qa,Ra = torch.linalg.qr(torch.cat([A.double() for A in As], 0).T)
+    Qb,Rb,Qa,Ra = _common_basis(Bs, As)
     out,found = [],{}
-    for k,(B,A,n,r) in enumerate(zip(Bs, As, sizes, ranks or sizes)):
-        if np.array_equal(M[k], np.eye(1, len(M), k)[0]) and not (A[r:].any() or B[:,r:].any()):
+    for k,(B,A,size,r) in enumerate(zip(Bs, As, sizes, ranks or sizes)):
+        if row_stays(M, k) and not (A[r:].any() or B[:,r:].any()):
             out.append((B,A))
             continue
-        key = (M[k].tobytes(),n,r)   # of equal rows, as in an average, one is computed
-        if key not in found:
-            w = torch.from_numpy(np.repeat(np.asarray(M[k], dtype=np.float64), sizes)).to(Rb.device)
-            U,S,Vh = torch.linalg.svd((Rb*w) @ Ra.T, full_matrices=False)
-            root = torch.nn.functional.pad(S[:r].sqrt(), (0, n - len(S[:r])))
-            cut = lambda X: torch.nn.functional.pad(X[:,:r], (0, n - X[:,:r].shape[1]))
-            found[key] = (Qb @ cut(U)*root),(Qa @ cut(Vh.T)*root).T
-        out.append((found[key][0].to(B.dtype),found[key][1].to(A.dtype)))
+        key = M[k].tobytes(),size,r
+        if key not in found: found[key] = _best_factors(_core(M[k], sizes, Rb, Ra), Qb, Qa, r, size)
+        new_B,new_A = found[key]
+        out.append((new_B.to(B.dtype),new_A.to(A.dtype)))
     return out

@@ -8,10 +8,13 @@ __all__ = ['server_step']
 # %% ../../nbs/store/03_steps.ipynb #b413b74a
 import torch
 
-# %% ../../nbs/store/03_steps.ipynb #6eeb274a
-_second = dict(adagrad=lambda v, q, b: v + q, yogi=lambda v, q, b: v - (1-b)*q*(v-q).sign(), adam=lambda v, q, b: b*v + (1-b)*q)   # v, Δ², β2 -> the new v
+# %% ../../nbs/store/03_steps.ipynb #580794c6
+_second = dict(   # of v, Δ² and β₂: the new v
+    adagrad=lambda v, q, b: v + q,
+    yogi=lambda v, q, b: v - (1-b)*q*(v-q).sign(),
+    adam=lambda v, q, b: b*v + (1-b)*q)
 
-# %% ../../nbs/store/03_steps.ipynb #7a02e3d6
+# %% ../../nbs/store/03_steps.ipynb #0bbf884a
 def server_step(kind:str,     # 'momentum', 'adagrad', 'yogi' or 'adam'
                 delta:dict,   # name -> tensor: mixed minus sent
                 moments=None, # name -> tensor, as this function gave them in the last round; None before the first
@@ -31,7 +34,8 @@ def server_step(kind:str,     # 'momentum', 'adagrad', 'yogi' or 'adam'
             steps[n] = lr*m
         else:
             m = m + (1-beta1)*d
-            v = moments[f'v.{n}'] = _second[kind](moments.get(f'v.{n}', torch.full_like(d, tau**2)), d*d, beta2)
+            v = _second[kind](moments.get(f'v.{n}', torch.full_like(d, tau**2)), d*d, beta2)
+            moments[f'v.{n}'] = v
             steps[n] = lr*m/(v.sqrt() + tau)
         moments[f'm.{n}'] = m
     return steps,moments
