@@ -31,16 +31,17 @@ class Committed:
     kept_in:dict=field(default_factory=dict)   # name -> (folder, checksum) of what is kept beside the rows
     form = dict(format=1, checksum='xxh3_64')  # how the files are written; a run without these is of this form, too
 
-# %% ../../nbs/store/04_adapters.ipynb #791edeb2
+# %% ../../nbs/store/04_adapters.ipynb #1c2cdc75
 @patch
 def place(self:Committed,
           id:int,     # client
           private=(), # ids that never have the shared state
          )->tuple:    # (client, folder)
     "The client and folder that a client's committed state is found under."
-    own = int(id),self.latest.get(int(id), 0)
-    newer = self.shared and own[1] < self.shared[1] and own[0] not in private
-    return self.shared if newer else own
+    id = int(id)
+    folder = self.latest.get(id, 0)
+    if self.shared and folder < self.shared[1] and id not in private: return self.shared
+    return id,folder
 
 # %% ../../nbs/store/04_adapters.ipynb #8abf9cc0
 def _check_form(path, d):
