@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fedai.config import FedConfig
 from fedai.models import get_model
 from fedai.store.adapters import AdapterStore
-from fedai.train.tasks import LiveState
+from fedai.train.live import LiveState
 
 def ms(f, n=20):
     f()

@@ -19,9 +19,10 @@ import numpy as np, torch
 
 def parts(model, layers, steps, batch_size, **kw):
     from fedai.config import FedConfig
-    from fedai.train.passes import Prefix, decoder_layers
+    from fedai.train.passes import decoder_layers
+    from fedai.train.prefix import Prefix
     from fedai.models import get_model, get_tokenizer
-    from fedai.train.stack import LiveState
+    from fedai.train.live import LiveState
     from fedai.train.tasks import TextTask
     cfg = FedConfig(model=model, adapt_layers=layers, local_step=steps, batch_size=batch_size, device=DEVICE, max_new_tokens=16, dtype=DTYPE, mixed_precision='no', **kw)
     peft = get_model(cfg).to(DEVICE)
@@ -39,7 +40,7 @@ def examples(n, seed, vocab):
 def plain(live, task, cfg, items, k):
     "peft and transformers alone."
     from fedai.data.prompts import train_batch
-    from fedai.train.tasks import batch_indices
+    from fedai.train.local import batch_indices
     from fedai.utils import rng
     params = [p for p in live.model.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr=cfg.lr)
@@ -67,7 +68,7 @@ def timed(ways, repeats):
 
 def training(model, layers, K, b, repeats):
     from fedai.train.stack import LoraStack
-    from fedai.train.tasks import Job, local_steps
+    from fedai.train.local import Job, local_steps
     steps = 1 if model != 'tiny' else 8
     cfg,live,task = parts(model, layers, steps, b)
     vocab = live.model.config.vocab_size if model != 'tiny' else 256
@@ -118,7 +119,7 @@ def generation(model, K, b, repeats):
             live.load(stack.rows[k,:live.layout.nbytes])
             count['one by one'] += said(live, {0: datas[k]})
     def said(rows, datas):   # -1 is no token, so nothing ends early
-        from fedai.train.passes import greedy
+        from fedai.train.generation import greedy
         todo = [(k,e.prompt) for k,d in datas.items() for e in d.items]
         return sum(map(len, greedy(live.model, [p for _,p in todo], {-1}, task.pad, 16, rows, [k for k,_ in todo])))
     def many(): count['together'] = said(stack if K > 1 else live, datas)   # as the engine does
@@ -129,7 +130,7 @@ def generation(model, K, b, repeats):
 
 def memory(model, K, option):
     from fedai.train.stack import LoraStack
-    from fedai.train.tasks import Job, local_steps
+    from fedai.train.local import Job, local_steps
     cfg,live,task = parts(model, 'all', 1, 1, **({option: True} if option != 'none' else {}))
     base = sum(t.numel()*t.element_size() for t in live.model.parameters())
     stack = LoraStack(live, K)

@@ -464,7 +464,9 @@ def run_flower(args,     # of the command line
                cfg=None, # of a site
               )->int:    # exit code
     "Keys, server and site of a federation: what `fedai flower` does."
-    from fedai.remote.sites import make_server_keys, make_site_key, run_site, serve_federation
+    from fedai.remote.federation import serve_federation
+    from fedai.remote.keys import make_server_keys, make_site_key
+    from fedai.remote.sites import run_site
     if args.flower == 'keys' and args.whose == 'site':
         if args.host: raise ConfigError('host', "nothing beside 'site'", ', '.join(args.host))
         key,pub = make_site_key(args.name)

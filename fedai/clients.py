@@ -12,7 +12,8 @@ from functools import cached_property
 import numpy as np
 from .data.prompts import DataError
 from .data.tables import question_keys
-from .train.tasks import Job, Prepared, local_steps
+from .train.local import Job, local_steps
+from .train.tasks import Prepared
 
 # %% ../nbs/05_clients.ipynb #7a69fa0d
 class BaseClient:

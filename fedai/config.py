@@ -6,21 +6,24 @@
 __all__ = ['UserError', 'RunError', 'ConfigError', 'expect', 'near', 'opt', 'FedConfig', 'yaml_value', 'read_yaml', 'load_config',
            'dump_config', 'field_help']
 
-# %% ../nbs/00_config.ipynb #0f8a521a
+# %% ../nbs/00_config.ipynb #e816ee3d
 import dataclasses, difflib, inspect, math, numbers, re, types, typing
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 
 import yaml
+from fastcore.basics import patch
 from fastcore.docments import docments
 
-# %% ../nbs/00_config.ipynb #ccffb1e9
+# %% ../nbs/00_config.ipynb #ad0f62db
 class UserError(ValueError):
     "Something that was asked for can't be done as it was asked: the message says what is wrong."
 
 class RunError(RuntimeError):
     "A run can't go on: the message says why."
 
+# %% ../nbs/00_config.ipynb #d277bfa9
 class ConfigError(UserError):
     "A setting that can't be used: names the field, what was expected and what came."
     def __init__(self,
@@ -50,7 +53,7 @@ def near(word,  # what was given
     hit = difflib.get_close_matches(str(word), [str(o) for o in words], 1)
     return f' (did you mean {hit[0]!r}?)' if hit else ''
 
-# %% ../nbs/00_config.ipynb #e4f847e5
+# %% ../nbs/00_config.ipynb #29f38022
 def opt(default,        # value when nothing is given; a list or dict is copied for each config
         group:str,      # heading under which the help text lists the field
         lo=None,        # least value allowed
@@ -58,19 +61,20 @@ def opt(default,        # value when nothing is given; a list or dict is copied 
         above=None,     # bound that the value must exceed
         choices=None,   # the values allowed
         result=True,    # can the field change a run's result?
+        if_neither=None, # value when neither this field nor the one that it excludes is given
        ):
     "A dataclass field of `FedConfig` with its bounds."
-    meta = dict(group=group, lo=lo, hi=hi, above=above, choices=choices, result=result)
+    meta = dict(group=group, lo=lo, hi=hi, above=above, choices=choices, result=result, if_neither=if_neither)
     if isinstance(default, (list,dict)): return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
 
-# %% ../nbs/00_config.ipynb #63b9273b
+# %% ../nbs/00_config.ipynb #0e722dfe
 _names = {int:'an integer', float:'a number', bool:'true or false', str:'text', list:'a list', dict:'a mapping', types.NoneType:'nothing'}
 
 def _kinds(tp): return typing.get_args(tp) if isinstance(tp, types.UnionType) else (tp,)
 
 def _as(kind, v):
-    "`v` as a plain `kind`, or `None` where it is something else; integers pass as numbers, nothing else is converted."
+    "`v` as a plain `kind`, or `None` where it is something else."
     if kind is int: return int(v) if isinstance(v, numbers.Integral) and not isinstance(v, bool) else None
     if kind is float: return float(v) if isinstance(v, numbers.Real) and not isinstance(v, bool) else None
     if kind is str: return str(v) if isinstance(v, (str,Path)) else None
@@ -78,88 +82,202 @@ def _as(kind, v):
     if kind is dict: return dict(v) if isinstance(v, dict) else None
     return v if isinstance(v, kind) else None
 
-def _checked(f, v):
-    "The value of field `f`, checked against its type, bounds and choices."
-    kinds,m = _kinds(f.type),f.metadata
-    if v is None and types.NoneType in kinds: return None
-    new = next((o for o in (_as(k,v) for k in kinds if k is not types.NoneType) if o is not None), None)
-    if new is None: raise ConfigError(f.name, ' or '.join(_names[k] for k in kinds), v)
-    if isinstance(new, float) and not math.isfinite(new): raise ConfigError(f.name, 'a finite number', v)
-    if m['choices'] and new not in m['choices']:
-        raise ConfigError(f.name, 'one of ' + ', '.join(map(repr, m['choices'])) + near(new, m['choices']), v)
-    if isinstance(new, (int,float)) and not isinstance(new, bool):
-        if m['above'] is not None and not new > m['above']: raise ConfigError(f.name, f"a value above {m['above']}", v)
-        if m['lo'] is not None and new < m['lo']: raise ConfigError(f.name, f"at least {m['lo']}", v)
-        if m['hi'] is not None and new > m['hi']: raise ConfigError(f.name, f"at most {m['hi']}", v)
+def _in_words(tp): return ' or '.join(_names[k] for k in _kinds(tp))
+
+# %% ../nbs/00_config.ipynb #afb0f280
+def _typed(f, v):
+    "The value of field `f` in the first of its types that it is of."
+    found = (_as(k, v) for k in _kinds(f.type) if k is not types.NoneType)
+    new = next((o for o in found if o is not None), None)
+    expect(new is not None, f.name, _in_words(f.type), v)
+    expect(not isinstance(new, float) or math.isfinite(new), f.name, 'a finite number', v)
     return new
 
-# %% ../nbs/00_config.ipynb #5bdf0638
-server_optimizers = dict(momentum=('beta1',), adagrad=('beta1','tau'), yogi=('beta1','beta2','tau'), adam=('beta1','beta2','tau'))   # kind -> its settings
+def _bounded(f, new, v):
+    "Refuse a value that is none of the choices or out of bounds; `v` is how it was given."
+    m = f.metadata
+    if m['choices'] and new not in m['choices']:
+        raise ConfigError(f.name, 'one of ' + ', '.join(map(repr, m['choices'])) + near(new, m['choices']), v)
+    if isinstance(new, bool) or not isinstance(new, (int,float)): return
+    expect(m['above'] is None or new > m['above'], f.name, f"a value above {m['above']}", v)
+    expect(m['lo'] is None or new >= m['lo'], f.name, f"at least {m['lo']}", v)
+    expect(m['hi'] is None or new <= m['hi'], f.name, f"at most {m['hi']}", v)
 
-# %% ../nbs/00_config.ipynb #8a7e5b56
+def _checked(f, v):
+    "The value of field `f`, checked against its type, choices and bounds."
+    if v is None and types.NoneType in _kinds(f.type): return None
+    new = _typed(f, v)
+    _bounded(f, new, v)
+    return new
+
+# %% ../nbs/00_config.ipynb #a5b00808
 @dataclass(frozen=True, kw_only=True)
-class FedConfig:
-    "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
-    # run
+class _Run:
+    "Folder, seed and engine."
     output_dir:str = opt('runs/default', 'run', result=False) # folder of the run: config, states, history, scorecard
     seed:int = opt(0, 'run', lo=0) # keys every random draw, together with its purpose, round and client
     resume:bool = opt(True, 'run', result=False) # continue a run found in `output_dir`; `false` refuses a folder that has one
-    engine:str = opt('auto', 'run', choices=('auto','batched','sequential','ray','flower'), result=False) # how a round's clients are trained: many in one batch, or one after another; 'auto': in one batch where that can be; 'ray': by workers on a Ray cluster; 'flower': at their sites, by `fedai flower server`
-    engine_args:dict = opt({}, 'run', result=False) # its settings, for ray: `{workers: 4, cpus: 2, gpus: 0.5, address: auto, resources: {}, retries: 3}`
-    timeout_s:float|None = opt(None, 'run', above=0, result=False) # seconds that clients elsewhere have for a round's training; who is later is left out of the round. Nothing: as long as it takes
-    secure_aggregation:bool = opt(False, 'run') # in a federation on Flower: the server gets sums over clients, and never a single client's adapter; for graphs that join clients evenly
-    min_clients:int = opt(1, 'run', lo=1, result=False) # clients that must be there at the end of a round, where some are lost or late; with fewer the run stops
-    clients_per_batch:int|str = opt('auto', 'run', lo=1, result=False) # clients trained and tested together; 'auto': up to 32, as many as fit in the memory
-    memory_gb:float|None = opt(None, 'run', above=0, result=False) # memory for activations and client states, in GB; nothing: half of the machine's, or four fifths of what the model leaves of a GPU
+    # how a round's clients are trained: many in one batch, or one after another; 'auto': in one batch where that can be;
+    # 'ray': by workers on a Ray cluster; 'flower': at their sites, by `fedai flower server`
+    engine:str = opt('auto', 'run', choices=('auto','batched','sequential','ray','flower'), result=False)
+    # its settings, for ray: `{workers: 4, cpus: 2, gpus: 0.5, address: auto, resources: {}, retries: 3}`
+    engine_args:dict = opt({}, 'run', result=False)
+    # seconds that clients elsewhere have for a round's training; who is later is left out of the round. Nothing: as long as it takes
+    timeout_s:float|None = opt(None, 'run', above=0, result=False)
+    # in a federation on Flower: the server gets sums over clients, and never a single client's adapter; for graphs that join clients evenly
+    secure_aggregation:bool = opt(False, 'run')
+    # clients that must be there at the end of a round, where some are lost or late; with fewer the run stops
+    min_clients:int = opt(1, 'run', lo=1, result=False)
+
+def _check_folder(cfg): expect(cfg.output_dir.strip(), 'output_dir', 'the name of a folder', cfg.output_dir)
+
+# %% ../nbs/00_config.ipynb #5445ba34
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    "Memory, disk and device."
+    # clients trained and tested together; 'auto': up to 32, as many as fit in the memory
+    clients_per_batch:int|str = opt('auto', 'run', lo=1, result=False)
+    # memory for activations and client states, in GB; nothing: half of the machine's, or four fifths of what the model leaves of a GPU
+    memory_gb:float|None = opt(None, 'run', above=0, result=False)
     device:str = opt('auto', 'run') # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps': where the model lives
-    mixed_precision:str = opt('auto', 'run', choices=('auto','no','bf16')) # dtype of the forward pass in training, under autocast; adapters and tests stay as they are. 'auto': bf16 on a GPU that has it, no elsewhere
+    # dtype of the forward pass in training, under autocast; adapters and tests stay as they are.
+    # 'auto': bf16 on a GPU that has it, no elsewhere
+    mixed_precision:str = opt('auto', 'run', choices=('auto','no','bf16'))
     keep_rounds:int = opt(2, 'run', lo=1, result=False) # committed rounds kept on disk; each client's latest state always is
     keep_trained:bool = opt(False, 'run', result=False) # keep the states as trained, before mixing, too
-    track:list = opt([], 'run', result=False) # where each round is also sent: names such as tensorboard, wandb, mlflow or trackio, of packages that are installed
+    # where each round is also sent: names such as tensorboard, wandb, mlflow or trackio, of packages that are installed
+    track:list = opt([], 'run', result=False)
     max_alive:int = opt(64, 'run', lo=1, result=False) # client objects in memory at once; the least recently used go first
 
-    gradient_checkpointing:bool = opt(False, 'run', result=False) # keep each layer's input only, and compute the layer again in the backward pass: less memory, about 1.4 times the time
-    offload_activations:bool = opt(False, 'run', result=False) # keep activations in the machine's memory instead of the GPU's, or in a file where there is no GPU: less memory, a little slower where the file stays in the page cache
-    cache_prefix:bool = opt(True, 'run', result=False) # keep the hidden states below the first adapted layer, which never change; of use with `adapt_layers: last:n`
+    # keep each layer's input only, and compute the layer again in the backward pass: less memory, about 1.4 times the time
+    gradient_checkpointing:bool = opt(False, 'run', result=False)
+    # keep activations in the machine's memory instead of the GPU's, or in a file where there is no GPU:
+    # less memory, a little slower where the file stays in the page cache
+    offload_activations:bool = opt(False, 'run', result=False)
+    # keep the hidden states below the first adapted layer, which never change; of use with `adapt_layers: last:n`
+    cache_prefix:bool = opt(True, 'run', result=False)
     prefix_memory_gb:float = opt(2., 'run', lo=0, result=False) # most of them in memory, in GB
     prefix_disk_gb:float = opt(8., 'run', lo=0, result=False) # most of them in a temporary file, in GB
     prefix_dtype:str = opt('same', 'run', choices=('same','bfloat16','float16')) # what they are kept in: 'same' is exact
 
-    # federation
+def _check_batch(cfg):
+    k = cfg.clients_per_batch
+    expect(not isinstance(k, str) or k == 'auto', 'clients_per_batch', "'auto' or a number", k)
+
+def _check_device(cfg):
+    known = re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?', cfg.device)
+    expect(known, 'device', "'auto', 'cpu', 'cuda', 'cuda:1' or the like", cfg.device)
+
+# %% ../nbs/00_config.ipynb #e53af7a0
+@dataclass(frozen=True, kw_only=True)
+class _Federation:
+    "The algorithm, and who takes part."
     name:str = opt('mira', 'federation') # the algorithm; `fedai algorithms` lists them
     algorithm_args:dict = opt({}, 'federation') # its own settings, such as `{mu: 0.1}` for fedprox
-    imports:list = opt([], 'federation', result=False) # Python files or modules that are imported first, such as one with an algorithm of your own
+    # Python files or modules that are imported first, such as one with an algorithm of your own
+    imports:list = opt([], 'federation', result=False)
     num_clients:int|None = opt(None, 'federation', lo=1) # clients in the federation, K; nothing: as many as the data has
     m:float = opt(1., 'federation', above=0, hi=1) # share of clients selected in a round
     rounds:int = opt(10, 'federation', lo=0, result=False) # communication rounds in all
-    lambda_:float|None = opt(None, 'federation', lo=0) # MIRA's regularisation λ >= 0; ηλ uses the round's learning rate, so it follows `lr_schedule`
-    coupling:float|None = opt(None, 'federation', lo=0, hi=1) # ηλ · max degree of the whole graph, 0 (local) to 1, the same in every round; an alternative to `lambda_`, 0.5 when neither is given
-    selection:str = opt('uniform', 'federation', choices=('uniform','weighted','round_robin','neighbourhood','availability','power_of_choice')) # who takes part in a round: drawn uniformly, by number of examples, in turn, a client and its neighbours, among those that are there, or those with the highest loss among some
-    selection_args:dict = opt({}, 'federation') # its settings: `{available: FILE.csv}` for availability, a line of 0 and 1 for each round; `{d: 6}` for power_of_choice, candidates in a round, twice as many as take part when not given
-    graph:str = opt('random', 'federation') # 'random' (the seed's), 'tasks' (1 between clients with the same task), 'complete', 'ring', 'erdos_renyi', 'learned' (from how alike the clients' trained states, or their data, are), or a file: .npy or .csv with a (K, K) array, .edges or .txt with lines `i j weight`
-    graph_args:dict = opt({}, 'federation') # its settings: `{neighbours: 2}` for ring, `{p: 0.3}` for erdos_renyi; for learned `measure` ('states' or 'updates', learned between the clients of each round; 'data', of a language model's training examples, learned once before the first), `every` (learn in rounds 0, n, 2n, ... only; 1), `top_k`, `threshold`, `temperature`, `symmetrise`
-    space:str = opt('factors', 'federation', choices=('factors','product')) # what M is applied to: a LoRA's A and B, each for itself, or their product, cut back to the rank
-    normalise:str = opt('none', 'federation', choices=('none','max_degree','row','symmetric')) # scale the graph's weights by the clients' degrees
-    renormalize:bool = opt(False, 'federation') # make up for neighbours that don't take part in a round
-    server_optimizer:str = opt('none', 'federation', choices=('none',*server_optimizers)) # what a round's mixed states become: themselves, or the sent ones after a step of an optimiser, which takes the difference for its gradient
-    server_lr:float|None = opt(None, 'federation', above=0) # its learning rate; nothing: 1 for momentum, 0.01 for the adaptive ones
-    server_optimizer_args:dict = opt({}, 'federation') # its settings: `beta1` [0.9]; `tau` [0.001] for adagrad, yogi and adam; `beta2` [0.99] for yogi and adam
+    # MIRA's regularisation λ >= 0; ηλ uses the round's learning rate, so it follows `lr_schedule`
+    lambda_:float|None = opt(None, 'federation', lo=0)
+    # ηλ · max degree of the whole graph, 0 (local) to 1, the same in every round; an alternative to `lambda_`, 0.5 when neither is given
+    coupling:float|None = opt(None, 'federation', lo=0, hi=1, if_neither=.5)
+    # who takes part in a round: drawn uniformly, by number of examples, in turn, a client and its neighbours,
+    # among those that are there, or those with the highest loss among some
+    selection:str = opt('uniform', 'federation',
+                        choices=('uniform','weighted','round_robin','neighbourhood','availability','power_of_choice'))
+    # its settings: `{available: FILE.csv}` for availability, a line of 0 and 1 for each round;
+    # `{d: 6}` for power_of_choice, candidates in a round, twice as many as take part when not given
+    selection_args:dict = opt({}, 'federation')
 
-    # local training
+# %% ../nbs/00_config.ipynb #2b2b69af
+def _settle_pull(cfg):
+    "Put its default into `coupling` where neither it nor `lambda_` is given; refuse both."
+    if cfg.lambda_ is not None:
+        expect(cfg.coupling is None, 'coupling', 'nothing beside `lambda_` (they set the same thing)', cfg.coupling)
+    elif cfg.coupling is None:
+        about = {f.name: f.metadata for f in fields(cfg)}
+        object.__setattr__(cfg, 'coupling', about['coupling']['if_neither'])
+
+# %% ../nbs/00_config.ipynb #963cf018
+server_optimizers = dict(   # kind -> its settings
+    momentum=('beta1',),
+    adagrad=('beta1','tau'),
+    yogi=('beta1','beta2','tau'),
+    adam=('beta1','beta2','tau'))
+
+@dataclass(frozen=True, kw_only=True)
+class _Mixing:
+    "The graph, and what is done with it."
+    # 'random' (the seed's), 'tasks' (1 between clients with the same task), 'complete', 'ring', 'erdos_renyi',
+    # 'learned' (from how alike the clients' trained states, or their data, are),
+    # or a file: .npy or .csv with a (K, K) array, .edges or .txt with lines `i j weight`
+    graph:str = opt('random', 'federation')
+    # its settings: `{neighbours: 2}` for ring, `{p: 0.3}` for erdos_renyi;
+    # for learned `measure` ('states' or 'updates', learned between the clients of each round;
+    # 'data', of a language model's training examples, learned once before the first),
+    # `every` (learn in rounds 0, n, 2n, ... only; 1), `top_k`, `threshold`, `temperature`, `symmetrise`
+    graph_args:dict = opt({}, 'federation')
+    # what M is applied to: a LoRA's A and B, each for itself, or their product, cut back to the rank
+    space:str = opt('factors', 'federation', choices=('factors','product'))
+    # scale the graph's weights by the clients' degrees
+    normalise:str = opt('none', 'federation', choices=('none','max_degree','row','symmetric'))
+    renormalize:bool = opt(False, 'federation') # make up for neighbours that don't take part in a round
+    # what a round's mixed states become: themselves, or the sent ones after a step of an optimiser,
+    # which takes the difference for its gradient
+    server_optimizer:str = opt('none', 'federation', choices=('none',*server_optimizers))
+    # its learning rate; nothing: 1 for momentum, 0.01 for the adaptive ones
+    server_lr:float|None = opt(None, 'federation', above=0)
+    # its settings: `beta1` [0.9]; `tau` [0.001] for adagrad, yogi and adam; `beta2` [0.99] for yogi and adam
+    server_optimizer_args:dict = opt({}, 'federation')
+
+# %% ../nbs/00_config.ipynb #eb813b71
+def _check_share(k, v):
+    "Refuse a setting of a server optimiser that is out of bounds: `tau` is above 0, a beta from 0 to below 1."
+    name,x = f'server_optimizer_args: {k}',_as(float, v)
+    if k == 'tau': expect(x is not None and 0 < x < math.inf, name, 'a number above 0', v)
+    else: expect(x is not None and 0 <= x < 1, name, 'a number of at least 0 and below 1', v)
+
+def _check_server_optimizer(cfg):
+    "Refuse settings of a server optimiser that there isn't, or that hasn't got them."
+    kind,args = cfg.server_optimizer,cfg.server_optimizer_args
+    if kind == 'none':
+        for k in ('server_lr','server_optimizer_args'):
+            expect(not getattr(cfg, k), k, 'nothing with `server_optimizer: none`', getattr(cfg, k))
+        return
+    known = server_optimizers[kind]
+    for k,v in args.items():
+        if k not in known:
+            raise ConfigError('server_optimizer_args', f'settings of {kind}, which has {", ".join(known)}' + near(k, known), args)
+        _check_share(k, v)
+
+# %% ../nbs/00_config.ipynb #891f595f
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    "The steps of a client."
     lr:float = opt(1e-3, 'local training', above=0) # learning rate of the local optimiser
-    lr_schedule:str = opt('constant', 'local training', choices=('constant','linear','cosine')) # learning rate over rounds; the decays end at a tenth of `lr`
+    # learning rate over rounds; the decays end at a tenth of `lr`
+    lr_schedule:str = opt('constant', 'local training', choices=('constant','linear','cosine'))
     local_step:int = opt(10, 'local training', lo=1) # optimiser steps a client takes in a round
     batch_size:int = opt(4, 'local training', lo=1) # examples in a step; as many as the client has, where that is fewer
     optimizer:str = opt('AdamW', 'local training') # any optimiser of `torch.optim`, by name
     optimizer_args:dict = opt({}, 'local training') # its arguments besides `lr`, such as `{weight_decay: 0.01}`
     grad_clip:float|None = opt(1., 'local training', above=0) # largest gradient norm; nothing: no clipping
-    buffers:str = opt('own', 'local training', choices=('own','mean')) # buffers of a plain module (BatchNorm's statistics): each client's own, or mixed as its weights are
+    # buffers of a plain module (BatchNorm's statistics): each client's own, or mixed as its weights are
+    buffers:str = opt('own', 'local training', choices=('own','mean'))
 
-    # model
-    model:str = opt('smollm2', 'model') # 'smollm2' (embedded), 'tiny' (random, for tests), a Hugging Face name with or without hf://, a folder, or a .gguf file
-    dtype:str = opt('auto', 'model', choices=('auto','float32','bfloat16','float16','4bit')) # dtype of the frozen base model; 'auto': bfloat16 on a GPU that has it, float32 elsewhere; '4bit': NF4 by bitsandbytes
+# %% ../nbs/00_config.ipynb #7474930b
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    "The base model and its LoRA."
+    # 'smollm2' (embedded), 'tiny' (random, for tests), a Hugging Face name with or without hf://, a folder, or a .gguf file
+    model:str = opt('smollm2', 'model')
+    # dtype of the frozen base model; 'auto': bfloat16 on a GPU that has it, float32 elsewhere; '4bit': NF4 by bitsandbytes
+    dtype:str = opt('auto', 'model', choices=('auto','float32','bfloat16','float16','4bit'))
     r:int = opt(8, 'model', lo=1) # LoRA rank
-    ranks:list = opt([], 'model') # a LoRA rank of its own for each client, 1 to r, such as `[2, 4, 8]`; all have r when empty. The scale stays lora_alpha / r for all
+    # a LoRA rank of its own for each client, 1 to r, such as `[2, 4, 8]`; all have r when empty. The scale stays lora_alpha / r for all
+    ranks:list = opt([], 'model')
     lora_alpha:float = opt(16., 'model', above=0) # LoRA scale: ΔW = lora_alpha / r · B A
     lora_dropout:float = opt(0., 'model', lo=0, hi=.99) # dropout before A, in training
     use_rslora:bool = opt(False, 'model') # scale by lora_alpha / sqrt(r) instead
@@ -167,36 +285,103 @@ class FedConfig:
     adapt_layers:list|str = opt('all', 'model') # 'all', 'last:n', or a list of layer numbers
     add_tokens:list = opt([], 'model') # tokens added to the tokenizer; their embeddings are trained with the adapter
 
-    # data
-    data:str = opt('reasoning-gym', 'data') # 'reasoning-gym', a file, a folder of files, or the name of a dataset on the Hugging Face Hub
-    data_format:str = opt('auto', 'data') # what a record looks like: 'alpaca', 'dolly', 'messages', 'sharegpt', 'natural-instructions', 'bigbench', ...; 'auto': recognised by its fields
-    data_args:dict = opt({}, 'data') # further settings of the source: `{split: train, name: main, revision: v1}` for the Hub, `{turns: last}` for conversations, `{labels: [negative, positive]}` for outputs that are numbers
-    columns:dict = opt({}, 'data') # what the fields are called in the data, where it isn't what fedai calls them, such as `{instruction: question, output: answer}`
-    partition:str = opt('auto', 'data', choices=('auto','file','client','task','column','iid','dirichlet','quantity','shards','pathological','flwr')) # who has which examples: one client a file, a value of the field `client`, a task, or a value of another column; or drawn for `num_clients` clients, 'flwr' by a partitioner of flwr-datasets. 'auto': by `client` where the examples have it, otherwise by file
-    partition_args:dict = opt({}, 'data') # its settings: `{column: hospital}` for column; `{alpha: 0.5, by: task}` for dirichlet, `{shards_per_client: 2}` for shards, ...; `by` names the column that is dealt unevenly, the task when not given
+def _check_layers(cfg):
+    said = cfg.adapt_layers
+    ok = not isinstance(said, str) or re.fullmatch(r'all|last:[1-9]\d*', said)
+    expect(ok, 'adapt_layers', "'all', 'last:n' or a list of layer numbers", said)
+
+def _check_ranks(cfg):
+    if not cfg.ranks: return
+    enough = not cfg.num_clients or len(cfg.ranks) == cfg.num_clients
+    within = all(_as(int, k) is not None and 1 <= k <= cfg.r for k in cfg.ranks)
+    wanted = f'{cfg.num_clients or ""} integers from 1 to {cfg.r} (`r`), one a client'.strip()
+    expect(enough and within, 'ranks', wanted, cfg.ranks)
+
+# %% ../nbs/00_config.ipynb #7de2f205
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    "Sources, and who has which examples."
+    # 'reasoning-gym', a file, a folder of files, or the name of a dataset on the Hugging Face Hub
+    data:str = opt('reasoning-gym', 'data')
+    # what a record looks like: 'alpaca', 'dolly', 'messages', 'sharegpt', 'natural-instructions', 'bigbench', ...;
+    # 'auto': recognised by its fields
+    data_format:str = opt('auto', 'data')
+    # further settings of the source: `{split: train, name: main, revision: v1}` for the Hub,
+    # `{turns: last}` for conversations, `{labels: [negative, positive]}` for outputs that are numbers
+    data_args:dict = opt({}, 'data')
+    # what the fields are called in the data, where it isn't what fedai calls them, such as `{instruction: question, output: answer}`
+    columns:dict = opt({}, 'data')
+    # who has which examples: one client a file, a value of the field `client`, a task, or a value of another column;
+    # or drawn for `num_clients` clients, 'flwr' by a partitioner of flwr-datasets.
+    # 'auto': by `client` where the examples have it, otherwise by file
+    partition:str = opt('auto', 'data', choices=('auto','file','client','task','column','iid','dirichlet','quantity',
+                                                 'shards','pathological','flwr'))
+    # its settings: `{column: hospital}` for column; `{alpha: 0.5, by: task}` for dirichlet, `{shards_per_client: 2}` for shards, ...;
+    # `by` names the column that is dealt unevenly, the task when not given
+    partition_args:dict = opt({}, 'data')
     min_examples:int = opt(2, 'data', lo=2) # different questions that a client needs at least
     test_share:float = opt(.2, 'data', above=0, hi=.9) # about this share of each client's examples is set apart for the test
     valid_share:float = opt(0., 'data', lo=0, hi=.5) # about this share is set apart for validation, such as for tuning
-    holdout_share:float = opt(0., 'data', lo=0, hi=.5) # about this share of all examples is the server's own, and nobody's training or test
-    unseen_clients:int|list = opt(0, 'data', lo=0) # clients that take no part in training, to measure what a newcomer gains: how many, drawn, or their names
+    # about this share of all examples is the server's own, and nobody's training or test
+    holdout_share:float = opt(0., 'data', lo=0, hi=.5)
+    # clients that take no part in training, to measure what a newcomer gains: how many, drawn, or their names
+    unseen_clients:int|list = opt(0, 'data', lo=0)
     unseen_tasks:list = opt([], 'data') # tasks that no client has in training, each a newcomer
+
+def _check_columns(cfg):
+    names = cfg.columns.values()
+    expect(all(isinstance(v, str) and v for v in names), 'columns', "names of fields, such as {instruction: question}", cfg.columns)
+
+# %% ../nbs/00_config.ipynb #64935e97
+@dataclass(frozen=True, kw_only=True)
+class _Examples:
+    "Made tasks and prompts."
     tasks:dict = opt({}, 'data') # reasoning-gym: task name -> its settings, such as `{gcd: {max_value: 30}}`
     clients_per_task:int = opt(2, 'data', lo=1) # reasoning-gym: clients that share a task, each with examples of its own
     train_size:int = opt(32, 'data', lo=1) # reasoning-gym: training examples a client
     test_size:int = opt(16, 'data', lo=1) # reasoning-gym: test examples a task, the same for its clients
-    template:str = opt('auto', 'data') # prompt: 'chat', the tokenizer's chat template; 'instruction', 'alpaca', 'definition' (Natural Instructions), or a text with `{instruction}` and `{input}` in it, after which the answer comes. 'auto': 'chat' where there is a template, else 'instruction'
-    system_prompt:str|None = opt(None, 'data') # system message of the chat template; nothing: the template's own default
-    max_length:int = opt(512, 'data', lo=8) # tokens in an example, prompt and answer together; a longer prompt is cut, an answer never is
-    on_bad:str = opt('error', 'data', choices=('error','drop')) # an example that can't be used (a field that is missing, empty or of another type, an answer that can't fit in `max_length`), or a client with too little: stop and name it, or leave it out and count it
+    # prompt: 'chat', the tokenizer's chat template; 'instruction', 'alpaca', 'definition' (Natural Instructions),
+    # or a text with `{instruction}` and `{input}` in it, after which the answer comes.
+    # 'auto': 'chat' where there is a template, else 'instruction'
+    template:str = opt('auto', 'data')
+    # system message of the chat template; nothing: the template's own default
+    system_prompt:str|None = opt(None, 'data')
+    # tokens in an example, prompt and answer together; a longer prompt is cut, an answer never is
+    max_length:int = opt(512, 'data', lo=8)
+    # an example that can't be used (a field that is missing, empty or of another type, an answer that can't fit in `max_length`),
+    # or a client with too little: stop and name it, or leave it out and count it
+    on_bad:str = opt('error', 'data', choices=('error','drop'))
 
-    # evaluation
+def _check_template(cfg):
+    known,said = ('auto','chat','instruction','alpaca','definition'),cfg.template
+    if said in known or '{instruction}' in said: return
+    wanted = 'one of ' + ', '.join(map(repr, known)) + ', or a text with {instruction} in it'
+    raise ConfigError('template', wanted + near(said, known), said)
+
+# %% ../nbs/00_config.ipynb #aed5960e
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation:
+    "Tests during and after a run."
     eval_every:int = opt(0, 'evaluation', lo=0) # rounds between test losses of the selected clients; 0: never during training
     eval_batch_size:int = opt(32, 'evaluation', lo=1, result=False) # sequences in a batch of evaluation or generation
     max_new_tokens:int = opt(32, 'evaluation', lo=1, result=False) # longest generated answer, in tokens
-    versus:str = opt('', 'evaluation', result=False) # the folder of another run that was tested on the same questions, whose scores stand beside this one's
-    samples:int = opt(2, 'evaluation', lo=0, result=False) # questions of some clients that `fedai run` shows at the end, with the answers before and after
-    cross:str = opt('', 'evaluation', choices=('','loss','accuracy','score','choice_accuracy','choice_accuracy_norm','exact_match','token_f1','rouge1','rouge2','rougeL','rougeLsum','bleu','chrf'), result=False) # 'loss' or a score: each client's adapter on each client's test data at the end, a test for each pair of clients (of more than 32, that many spread over them)
+    # the folder of another run that was tested on the same questions, whose scores stand beside this one's
+    versus:str = opt('', 'evaluation', result=False)
+    # questions of some clients that `fedai run` shows at the end, with the answers before and after
+    samples:int = opt(2, 'evaluation', lo=0, result=False)
+    # 'loss' or a score: each client's adapter on each client's test data at the end,
+    # a test for each pair of clients (of more than 32, that many spread over them)
+    cross:str = opt('', 'evaluation', result=False,
+                    choices=('','loss','accuracy','score','choice_accuracy','choice_accuracy_norm','exact_match','token_f1',
+                             'rouge1','rouge2','rougeL','rougeLsum','bleu','chrf'))
 
+# %% ../nbs/00_config.ipynb #057b9a13
+_checks = (_settle_pull, _check_server_optimizer, _check_folder, _check_layers, _check_batch, _check_ranks, _check_template,
+           _check_columns, _check_device)
+
+@dataclass(frozen=True, kw_only=True)
+class FedConfig(_Evaluation, _Examples, _Data, _Model, _Training, _Mixing, _Federation, _Memory, _Run):   # the last has the first fields
+    "Every setting of a run; raises `ConfigError` for an unknown field or a value that can't be used."
     def __new__(cls, **kwargs):
         known = [f.name for f in fields(cls)]
         for k in kwargs:
@@ -205,87 +390,77 @@ class FedConfig:
 
     def __post_init__(self):
         for f in fields(self): object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
-        if self.lambda_ is not None and self.coupling is not None:
-            raise ConfigError('coupling', 'nothing beside `lambda_` (they set the same thing)', self.coupling)
-        if self.lambda_ is None and self.coupling is None: object.__setattr__(self, 'coupling', .5)
-        self._check_server_optimizer()
-        if not self.output_dir.strip(): raise ConfigError('output_dir', 'the name of a folder', self.output_dir)
-        if isinstance(self.adapt_layers, str) and not re.fullmatch(r'all|last:[1-9]\d*', self.adapt_layers):
-            raise ConfigError('adapt_layers', "'all', 'last:n' or a list of layer numbers", self.adapt_layers)
-        if isinstance(self.clients_per_batch, str) and self.clients_per_batch != 'auto': raise ConfigError('clients_per_batch', "'auto' or a number", self.clients_per_batch)
-        if self.ranks and (self.num_clients and len(self.ranks) != self.num_clients or not all(isinstance(k, numbers.Integral) and not isinstance(k, bool) and 1 <= k <= self.r for k in self.ranks)):
-            raise ConfigError('ranks', f'{self.num_clients or ""} integers from 1 to {self.r} (`r`), one a client'.strip(), self.ranks)
-        if self.template not in (known := ('auto','chat','instruction','alpaca','definition')) and '{instruction}' not in self.template:
-            raise ConfigError('template', 'one of ' + ', '.join(map(repr, known)) + ', or a text with {instruction} in it' + near(self.template, known), self.template)
-        if not all(isinstance(v, str) and v for v in self.columns.values()): raise ConfigError('columns', "names of fields, such as {instruction: question}", self.columns)
-        if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?', self.device):
-            raise ConfigError('device', "'auto', 'cpu', 'cuda', 'cuda:1' or the like", self.device)
+        for check in _checks: check(self)
 
-    def _check_server_optimizer(self):
-        kind,args = self.server_optimizer,self.server_optimizer_args
-        if kind == 'none':
-            for k in ('server_lr','server_optimizer_args'):
-                if getattr(self, k): raise ConfigError(k, 'nothing with `server_optimizer: none`', getattr(self, k))
-            return
-        known = server_optimizers[kind]
-        for k,v in args.items():
-            if k not in known: raise ConfigError('server_optimizer_args', f'settings of {kind}, which has {", ".join(known)}' + near(k, known), args)
-            x = _as(float, v)
-            if x is None or not (0 < x < math.inf if k == 'tau' else 0 <= x < 1): raise ConfigError(f'server_optimizer_args: {k}', 'a number above 0' if k == 'tau' else 'a number of at least 0 and below 1', v)
+# %% ../nbs/00_config.ipynb #df95c1c7
+_made = inspect.signature(FedConfig.__init__)
+FedConfig.__signature__ = _made.replace(parameters=[p for p in _made.parameters.values() if p.name != 'self'])
 
-    def asdict(self)->dict: # field -> value, in the order of the fields
-        "The settings as plain Python values."
-        return dataclasses.asdict(self)
+# %% ../nbs/00_config.ipynb #2edf84d4
+@patch
+def asdict(self:FedConfig)->dict: # field -> value, in the order of the fields
+    "The settings as plain Python values."
+    return dataclasses.asdict(self)
 
-    def replace(self, **kwargs)->'FedConfig': # the new config, checked
-        "A copy with some fields changed."
-        d = self.asdict()
-        if kwargs.get('lambda_') is not None and 'coupling' not in kwargs: d['coupling'] = None
-        if kwargs.get('coupling') is not None and 'lambda_' not in kwargs: d['lambda_'] = None
-        return type(self)(**{**d, **kwargs})
+# %% ../nbs/00_config.ipynb #747ad9de
+@patch
+def replace(self:FedConfig, **kwargs)->FedConfig: # the new config, checked
+    "A copy with some fields changed."
+    d = self.asdict()
+    if kwargs.get('lambda_') is not None and 'coupling' not in kwargs: d['coupling'] = None
+    if kwargs.get('coupling') is not None and 'lambda_' not in kwargs: d['lambda_'] = None
+    return type(self)(**{**d, **kwargs})
 
-    def diff(self,
-             other:'FedConfig' # the config to compare with
-            )->dict: # field -> (value here, value there)
-        "Fields that differ and can change a run's result."
-        decays = self.lr_schedule != 'constant'   # then the number of rounds shapes every round
-        return {f.name: (a,b) for f in fields(self)
-                if (f.metadata['result'] or f.name == 'rounds' and decays) and (a:=getattr(self,f.name)) != (b:=getattr(other,f.name))}
+# %% ../nbs/00_config.ipynb #374e536b
+@patch
+def diff(self:FedConfig,
+         other:FedConfig, # the config to compare with
+        )->dict:          # field -> (value here, value there)
+    "Fields that differ and can change a run's result."
+    decays = self.lr_schedule != 'constant'
+    count = [f.name for f in fields(self) if f.metadata['result'] or f.name == 'rounds' and decays]
+    pairs = {k: (getattr(self, k), getattr(other, k)) for k in count}
+    return {k: (a,b) for k,(a,b) in pairs.items() if a != b}
 
-# %% ../nbs/00_config.ipynb #c3189f87
-FedConfig.__signature__ = inspect.signature(FedConfig.__init__).replace(parameters=list(inspect.signature(FedConfig.__init__).parameters.values())[1:])
-
-# %% ../nbs/00_config.ipynb #18da0788
+# %% ../nbs/00_config.ipynb #1dbfd08e
 class _Loader(yaml.SafeLoader): pass
-_Loader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+0123456789.'))
+
+_number = re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$')   # with or without a point
+_Loader.add_implicit_resolver('tag:yaml.org,2002:float', _number, list('-+0123456789.'))
 
 def _mapping(loader, node):
+    "A mapping of plain keys, each once."
     seen = set()
     for k,v in node.value:
-        if not isinstance(k.value, str): raise ConfigError('YAML', 'plain text before a colon', f'line {k.start_mark.line+1}')
-        if k.value in seen: raise ConfigError(k.value, 'one value', f'a second one on line {k.start_mark.line+1}')
-        if ':' in k.value and v.tag.endswith(':null') and not v.value: raise ConfigError('YAML', 'a space after a colon', k.value)
+        line = f'line {k.start_mark.line+1}'
+        expect(isinstance(k.value, str), 'YAML', 'plain text before a colon', line)
+        expect(k.value not in seen, k.value, 'one value', f'a second one on {line}')
+        glued = ':' in k.value and v.tag.endswith(':null') and not v.value
+        expect(not glued, 'YAML', 'a space after a colon', k.value)
         seen.add(k.value)
     return loader.construct_mapping(node, deep=True)
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
-# %% ../nbs/00_config.ipynb #3a58005e
+# %% ../nbs/00_config.ipynb #2bea50a9
 def yaml_value(text:str): # a number, text, list, mapping, true, false or null
-    "What `text` means in a config file or on the command line."
+    "Value that `text` stands for in a config file or on the command line."
     return yaml.load(text, _Loader)
 
-# %% ../nbs/00_config.ipynb #d772161d
+# %% ../nbs/00_config.ipynb #90c7abca
 def read_yaml(path:str|Path, # of a YAML file
              )->dict:        # field -> value
     "The mapping in a YAML file; raises `ConfigError` where there is none."
     path = Path(path)
-    if not path.is_file(): raise ConfigError('config', 'a YAML file', str(path))
+    expect(path.is_file(), 'config', 'a YAML file', str(path))
     try: d = yaml_value(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError,UnicodeDecodeError) as e: raise ConfigError('config', f'readable YAML in {path}', str(e)) from e
     d = {} if d is None else d
-    if not isinstance(d, dict) or not all(isinstance(k, str) for k in d): raise ConfigError('config', f'`field: value` lines in {path}', d)
+    plain = isinstance(d, dict) and all(isinstance(k, str) for k in d)
+    expect(plain, 'config', f'`field: value` lines in {path}', d)
     return d
 
+# %% ../nbs/00_config.ipynb #cb8a3930
 def load_config(path:str|Path|dict, # a YAML file with fields of `FedConfig`, or what `read_yaml` made of one
                 **overrides,   # fields that replace the file's
                )->FedConfig:
@@ -295,13 +470,22 @@ def load_config(path:str|Path|dict, # a YAML file with fields of `FedConfig`, or
     if overrides.get('coupling') is not None: d.pop('lambda_', None)
     return FedConfig(**{**d, **overrides})
 
+# %% ../nbs/00_config.ipynb #c74a43cd
 def dump_config(cfg:FedConfig, # as it is, with what was filled in
                )->str:         # YAML text that `load_config` reads back
     "The whole config as YAML, in the order of the fields."
     return yaml.safe_dump(cfg.asdict(), sort_keys=False, allow_unicode=True)
 
-# %% ../nbs/00_config.ipynb #3c09b6ce
+# %% ../nbs/00_config.ipynb #60809f31
+@cache
+def _comments():
+    "The comment of each field, on one line."
+    groups = [c for c in FedConfig.__mro__[1:] if dataclasses.is_dataclass(c)]
+    said = {k: v for c in groups for k,v in docments(c, returns=False).items() if v}
+    return {k: ' '.join(v.split()) for k,v in said.items()}
+
+# %% ../nbs/00_config.ipynb #e687b558
 def field_help()->dict: # field -> (group, type, default, help)
-    "What there is to know of each field, for help texts and tables."
-    docs,cfg = docments(FedConfig),FedConfig()
-    return {f.name: (f.metadata['group'], ' or '.join(_names[k] for k in _kinds(f.type)), getattr(cfg, f.name), docs[f.name]) for f in fields(FedConfig)}
+    "Group, type, default and meaning of each field, for help texts and tables."
+    said,cfg = _comments(),FedConfig()
+    return {f.name: (f.metadata['group'], _in_words(f.type), getattr(cfg, f.name), said[f.name]) for f in fields(FedConfig)}

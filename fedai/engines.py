@@ -12,8 +12,10 @@ from functools import cached_property
 
 from .clients import BaseClient
 from .config import ConfigError
-from .train.stack import LoraStack, ModuleStack, module_reason, stack_reason
-from .train.tasks import local_steps, memory_bytes
+from .train.modules import ModuleStack, module_reason
+from .train.stack import LoraStack, stack_reason
+from .train.device import memory_bytes
+from .train.local import local_steps
 from .utils import keyed_torch
 
 # %% ../nbs/06_engines.ipynb #672d173c

@@ -6,28 +6,28 @@
 __all__ = ['uniform_selection', 'weighted_selection', 'round_robin_selection', 'neighbourhood_selection',
            'availability_selection', 'power_of_choice']
 
-# %% ../nbs/03_selection.ipynb #93a246f7
+# %% ../nbs/03_selection.ipynb #60a17c10
 from pathlib import Path
 
 import numpy as np
-from .config import ConfigError
+from .config import ConfigError, expect
 from .graphs import read_table
 from .utils import rng
 
-# %% ../nbs/03_selection.ipynb #97519141
+# %% ../nbs/03_selection.ipynb #00475401
+def _count(num_clients, m): return max(1, round(m*num_clients))
+
+# %% ../nbs/03_selection.ipynb #d1275b6a
 def uniform_selection(num_clients:int, # K
                       m:float,         # share of clients in a round, in (0, 1]
                       rounds:int,      # rounds in all
                       seed:int=0,      # the run's seed
                      )->list:          # a sorted list of client ids for each round
     "Uniform without replacement, `max(1, round(m * num_clients))` clients a round."
-    k = max(1, round(m*num_clients))
+    k = _count(num_clients, m)
     return [sorted(rng(seed, 'selection', t).choice(num_clients, k, replace=False).tolist()) for t in range(rounds)]
 
-# %% ../nbs/03_selection.ipynb #00475401
-def _count(num_clients, m): return max(1, round(m*num_clients))
-
-# %% ../nbs/03_selection.ipynb #e114939c
+# %% ../nbs/03_selection.ipynb #bbf62bda
 def weighted_selection(num_examples, # (K,) examples of each client, or other weights >= 0; a client with 0 is never drawn
                        m:float,      # share of clients in a round, in (0, 1]
                        rounds:int,   # rounds in all
@@ -35,12 +35,14 @@ def weighted_selection(num_examples, # (K,) examples of each client, or other we
                       )->list:       # a sorted list of client ids for each round
     "Without replacement, with probabilities by number of examples."
     w = np.asarray(num_examples, dtype=np.float64)
-    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any(): raise ConfigError('num_examples', 'a number of at least 0 for each client', num_examples)
-    k = _count(len(w), m)
-    if (n := int((w > 0).sum())) < k: raise ConfigError('num_examples', f'at least {k} clients with examples (m = {m:g})', n)
-    return [sorted(rng(seed, 'selection', t).choice(len(w), k, replace=False, p=w/w.sum()).tolist()) for t in range(rounds)]
+    weights = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all()
+    expect(weights, 'num_examples', 'a number of at least 0 for each client', num_examples)
+    k,n = _count(len(w), m),int((w > 0).sum())
+    expect(n >= k, 'num_examples', f'at least {k} clients with examples (m = {m:g})', n)
+    p = w/w.sum()
+    return [sorted(rng(seed, 'selection', t).choice(len(w), k, replace=False, p=p).tolist()) for t in range(rounds)]
 
-# %% ../nbs/03_selection.ipynb #3224f622
+# %% ../nbs/03_selection.ipynb #9e9c3c52
 def round_robin_selection(num_clients:int, # K
                           m:float,         # share of clients in a round, in (0, 1]
                           rounds:int,      # rounds in all
@@ -50,7 +52,7 @@ def round_robin_selection(num_clients:int, # K
     k,queue,passes,out = _count(num_clients, m),[],0,[]
     for _ in range(rounds):
         last,queue = queue[:k],queue[k:]
-        if len(last) < k:
+        if len(last) < k:   # the pass ends within this round
             new = rng(seed, 'selection', passes).permutation(num_clients).tolist()
             passes += 1
             queue = [i for i in new if i not in last] + [i for i in new if i in last]
@@ -59,7 +61,17 @@ def round_robin_selection(num_clients:int, # K
         out.append(sorted(last))
     return out
 
-# %% ../nbs/03_selection.ipynb #04533d5f
+# %% ../nbs/03_selection.ipynb #4f01c282
+def _neighbourhood(A, k, g):
+    "`k` clients of the graph `A` that hang together, drawn by the generator `g`."
+    order,taken = g.permutation(len(A)),np.zeros(len(A), dtype=bool)   # the order stands for all draws: of starts, and among equals
+    while (left := k - taken.sum()) > 0:
+        weight = np.where(taken, 0, A[taken].sum(0))[order]            # to those taken so far
+        near = order[np.argsort(-weight, kind='stable')][:min(left, (weight > 0).sum())]
+        taken[near if len(near) else next(i for i in order if not taken[i])] = True
+    return np.flatnonzero(taken).tolist()
+
+# %% ../nbs/03_selection.ipynb #dcf76a02
 def neighbourhood_selection(A:np.ndarray, # (K, K) client graph
                             m:float,      # share of clients in a round, in (0, 1]
                             rounds:int,   # rounds in all
@@ -67,17 +79,20 @@ def neighbourhood_selection(A:np.ndarray, # (K, K) client graph
                            )->list:       # a sorted list of client ids for each round
     "A client drawn uniformly, its neighbours, then theirs, by weight; of equal weights, which comes first is drawn."
     A = np.asarray(A, dtype=np.float64)
-    K,k = len(A),_count(len(A), m)
-    def draw(g):
-        order,taken = g.permutation(K),np.zeros(K, dtype=bool)   # the order stands for all draws: of starts, and among equals
-        while (left := k - taken.sum()) > 0:
-            weight = np.where(taken, 0, A[taken].sum(0))[order]
-            near = order[np.argsort(-weight, kind='stable')][:min(left, (weight > 0).sum())]
-            taken[near if len(near) else next(i for i in order if not taken[i])] = True
-        return np.flatnonzero(taken).tolist()
-    return [draw(rng(seed, 'selection', t)) for t in range(rounds)]
+    return [_neighbourhood(A, _count(len(A), m), rng(seed, 'selection', t)) for t in range(rounds)]
 
-# %% ../nbs/03_selection.ipynb #b93bee31
+# %% ../nbs/03_selection.ipynb #6b34eeba
+def _who_is_there(available, rounds, num_clients):
+    "The table of an array or file, (rounds or more, K), checked."
+    V = read_table(available, 'available') if isinstance(available, (str,Path)) else np.asarray(available)
+    enough = V.ndim == 2 and len(V) >= rounds
+    expect(enough, 'available', f'a line for each of {rounds} rounds, with a value for each client', f'an array of shape {V.shape}')
+    expect(num_clients in (None,V.shape[1]), 'available', f'{num_clients} values in each line, one a client', V.shape[1])
+    bad = V[~np.isin(V, (0,1))]
+    if len(bad): raise ConfigError('available', '1 or 0, true or false', bad[0].item())
+    return V
+
+# %% ../nbs/03_selection.ipynb #a83a52f5
 def availability_selection(available,  # (rounds, K) booleans, or a .csv file of them; later rounds than wanted are not looked at
                            m:float,    # share of all K clients in a round, in (0, 1]
                            rounds:int, # rounds in all
@@ -85,26 +100,26 @@ def availability_selection(available,  # (rounds, K) booleans, or a .csv file of
                            num_clients:int|None=None, # K; nothing: as many as a line has values
                           )->list:     # a sorted list of client ids for each round
     "Uniform without replacement among the clients that are there: `max(1, round(m * K))`, or all of them where they are fewer."
-    V = read_table(available, 'available') if isinstance(available, (str,Path)) else np.asarray(available)
-    if V.ndim != 2 or len(V) < rounds: raise ConfigError('available', f'a line for each of {rounds} rounds, with a value for each client', f'an array of shape {V.shape}')
-    if num_clients not in (None,V.shape[1]): raise ConfigError('available', f'{num_clients} values in each line, one a client', V.shape[1])
-    if not np.isin(V, (0,1)).all(): raise ConfigError('available', '1 or 0, true or false', V[~np.isin(V, (0,1))][0].item())
-    def draw(t, g):
+    V = _who_is_there(available, rounds, num_clients)
+    k = _count(V.shape[1], m)
+    def draw(t):
         there = np.flatnonzero(V[t])
-        if not len(there): raise ConfigError('available', f'at least one client in round {t}', 0)
-        return sorted(there[g.choice(len(there), min(_count(V.shape[1], m), len(there)), replace=False)].tolist())
-    return [draw(t, rng(seed, 'selection', t)) for t in range(rounds)]
+        expect(len(there), 'available', f'at least one client in round {t}', 0)
+        drawn = rng(seed, 'selection', t).choice(len(there), min(k, len(there)), replace=False)
+        return sorted(there[drawn].tolist())
+    return [draw(t) for t in range(rounds)]
 
-# %% ../nbs/03_selection.ipynb #fd16589c
+# %% ../nbs/03_selection.ipynb #af417b38
 def power_of_choice(losses,  # (K,) last known loss of each client; None or NaN where there is none
                     m:float, # share of clients in a round, in (0, 1]
                     d:int,   # candidates, from m·K to K
                     rng:np.random.Generator, # such as `rng(seed, 'selection', comm_round)`
                    )->list:  # sorted client ids for one round
-    "The `max(1, round(m * K))` clients with the highest loss among `d` drawn uniformly; unknown losses are infinite, and among equal ones it's the draw that counts."
+    "`max(1, round(m * K))` clients with the highest loss among `d` drawn uniformly; unknown is infinite, equals stand as they were drawn."
     loss = np.array([np.nan if o is None else o for o in losses], dtype=np.float64)
+    loss[np.isnan(loss)] = np.inf
     k = _count(len(loss), m)
-    if isinstance(d, bool) or not k <= d <= len(loss): raise ConfigError('d', f'from {k} (m·K) to {len(loss)} candidates', d)
+    expect(not isinstance(d, bool) and k <= d <= len(loss), 'd', f'from {k} (m·K) to {len(loss)} candidates', d)
     drawn = rng.choice(len(loss), d, replace=False)
-    worst = np.argsort(-np.where(np.isnan(loss), np.inf, loss)[drawn], kind='stable')[:k]
+    worst = np.argsort(-loss[drawn], kind='stable')[:k]
     return sorted(drawn[worst].tolist())

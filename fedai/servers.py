@@ -16,7 +16,9 @@ from .clients import BaseClient, Client_mira
 from .config import ConfigError, FedConfig, RunError, dump_config, load_config, near
 from .engines import Failure, get_engine
 from .evaluate.scorecard import cross_evaluation, read_scores, test_clients, test_newcomers
-from .train.passes import Prefix, decoder_layers, learned_positions, mean_states
+from .train.generation import learned_positions, mean_states
+from .train.passes import decoder_layers
+from .train.prefix import Prefix
 from .graphs import (average_matrix, check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph, random_graph, ring_graph,
                           similarity_graph, state_similarity, subgraph, task_graph)
 from .models import add_lora, get_model, get_tokenizer
@@ -27,8 +29,11 @@ from .store.steps import server_step
 from .store.adapters import AdapterStore
 from .store.rows import StoreError, read_row
 from .evaluate.tracking import Callback, History, Progress, trackers
-from .train.stack import LiveState, adapter_files
-from .train.tasks import ModuleTask, TextTask, get_device, get_optimizer, round_lr
+from .train.live import LiveState, adapter_files
+from .train.device import get_device
+from .train.local import get_optimizer, round_lr
+from .train.modules import ModuleTask
+from .train.tasks import TextTask
 from .utils import atomic_file, can_write, existing, LazyList, link_or_copy as _link, plural, rng, write_json, write_text
 
 # %% ../nbs/07_servers.ipynb #87013379

@@ -18,12 +18,16 @@ from safetensors import SafetensorError
 from .algorithms import import_user_code
 from .config import ConfigError, FedConfig, RunError, dump_config, load_config, near
 from .evaluate.scorecard import headline
-from .train.passes import base_of, learned_positions, new_cache
+from .train.generation import learned_positions
+from .train.passes import base_of
+from .train.prefix import new_cache
 from .models import _quiet, convert_gguf, find_model, get_tokenizer
 from .servers import BaseServer, algorithm_classes
 from .store.adapters import AdapterStore
 from .store.rows import write_row
-from .train.tasks import TextTask, at_rest, get_device
+from .train.device import get_device
+from .train.passes import at_rest
+from .train.tasks import TextTask
 from .utils import LazyList, plural, spread, write_json
 
 # %% ../nbs/09_ship.ipynb #dbbf3909

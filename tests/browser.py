@@ -2,7 +2,12 @@
 import base64, fcntl, json, os, select, shutil, subprocess, tempfile, time
 from pathlib import Path
 
-def find(): return next((p for n in ('chromium','chromium-browser','google-chrome','google-chrome-stable') if (p := shutil.which(n))), None)
+NAMES = ('chromium','chromium-browser','google-chrome','google-chrome-stable')
+FLAGS = ['--headless=new','--no-sandbox','--disable-gpu','--disable-dev-shm-usage','--no-first-run','--hide-scrollbars',
+         '--disable-background-networking','--disable-component-update','--disable-sync','--remote-debugging-pipe']
+KEYS = {'ArrowLeft': 37, 'ArrowUp': 38, 'ArrowRight': 39, 'ArrowDown': 40, 'Tab': 9, 'Enter': 13, 'Escape': 27, 'Home': 36, 'End': 35}
+
+def find(): return next((p for n in NAMES if (p := shutil.which(n))), None)
 
 def pipe():
     "A pipe whose ends are none of the first descriptors, which the browser wants for itself."
@@ -11,13 +16,20 @@ def pipe():
     for o in ends: os.close(o)
     return new
 
+def said(details):
+    "The text of an exception in the page."
+    return details.get('exception', {}).get('description') or details['text']
+
 class Browser:
     "One page; `errors` has what the console says, `requests` every address that was asked for."
     def __init__(self, width=1200, height=900, scheme='light'):
-        self.home,self.errors,self.requests,self.n,self.buf,self.session = tempfile.TemporaryDirectory(ignore_cleanup_errors=True),[],[],0,b'',None
+        self.home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.errors,self.requests = [],[]
+        self.n,self.buf,self.session = 0,b'',None
         (theirs_in,self.out),(self.inp,theirs_out) = pipe(),pipe()
-        args = ['--headless=new','--no-sandbox','--disable-gpu','--disable-dev-shm-usage','--no-first-run','--hide-scrollbars','--disable-background-networking','--remote-debugging-pipe',f'--user-data-dir={self.home.name}','about:blank']
-        self.p = subprocess.Popen([find(), *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=lambda: (os.dup2(theirs_in, 3), os.dup2(theirs_out, 4)))   # what Python opens isn't inherited, so nothing else is
+        def inherit(): return os.dup2(theirs_in, 3),os.dup2(theirs_out, 4)   # what Python opens isn't inherited, so nothing else is
+        self.p = subprocess.Popen([find(), *FLAGS, f'--user-data-dir={self.home.name}', 'about:blank'], stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=inherit)
         os.close(theirs_in)
         os.close(theirs_out)
         page = next(t for t in self.call('Target.getTargets')['targetInfos'] if t['type'] == 'page')
@@ -45,7 +57,8 @@ class Browser:
 
     def call(self, method, timeout=60, **params):
         self.n += 1
-        os.write(self.out, json.dumps(dict(id=self.n, method=method, params=params, **({'sessionId': self.session} if self.session else {}))).encode() + b'\0')
+        message = dict(id=self.n, method=method, params=params, **({'sessionId': self.session} if self.session else {}))
+        os.write(self.out, json.dumps(message).encode() + b'\0')
         end = time.time() + timeout
         while True:
             m = self.read(end)
@@ -55,11 +68,11 @@ class Browser:
             self.event(m)
 
     def event(self, m):
-        p = m.get('params', {})
-        if m.get('method') == 'Runtime.exceptionThrown': self.errors.append(p['exceptionDetails'].get('exception', {}).get('description') or p['exceptionDetails']['text'])
-        if m.get('method') == 'Log.entryAdded' and p['entry']['level'] in ('error','warning'): self.errors.append(p['entry']['text'])
-        if m.get('method') == 'Runtime.consoleAPICalled' and p['type'] in ('error','warning','assert'): self.errors.append(str(p['args']))
-        if m.get('method') == 'Network.requestWillBeSent': self.requests.append(p['request']['url'])
+        kind,p = m.get('method'),m.get('params', {})
+        if kind == 'Runtime.exceptionThrown': self.errors.append(said(p['exceptionDetails']))
+        if kind == 'Log.entryAdded' and p['entry']['level'] in ('error','warning'): self.errors.append(p['entry']['text'])
+        if kind == 'Runtime.consoleAPICalled' and p['type'] in ('error','warning','assert'): self.errors.append(str(p['args']))
+        if kind == 'Network.requestWillBeSent': self.requests.append(p['request']['url'])
 
     def look(self, width, height=900, scheme='light', media=''):
         self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -72,7 +85,7 @@ class Browser:
     def js(self, code):
         "The value of an expression in the page."
         r = self.call('Runtime.evaluate', expression=code, returnByValue=True, awaitPromise=True)
-        if 'exceptionDetails' in r: raise RuntimeError(r['exceptionDetails'].get('exception', {}).get('description', r['exceptionDetails']['text']))
+        if 'exceptionDetails' in r: raise RuntimeError(said(r['exceptionDetails']))
         return r['result'].get('value')
 
     def wait(self, code, seconds=20):
@@ -81,21 +94,32 @@ class Browser:
             if time.time() > end: raise TimeoutError(code)
             time.sleep(.02)
 
-    def settle(self): self.js('new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))')   # what a change of size sets off is done
+    def settle(self):
+        "Waits until what a change of size sets off is done."
+        self.js('new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))')
 
     def click(self, css, n=0):
         "A click of the mouse in the middle of the `n`th element."
-        x,y = self.js(f"(() => {{ const e = document.querySelectorAll({json.dumps(css)})[{n}]; e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect(); return [b.left + b.width/2, b.top + b.height/2] }})()")
-        for kind in ('mousePressed','mouseReleased'): self.call('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='left', clickCount=1)
+        x,y = self.js(f"""(() => {{
+          const e = document.querySelectorAll({json.dumps(css)})[{n}];
+          e.scrollIntoView({{block: 'center'}});
+          const b = e.getBoundingClientRect();
+          return [b.left + b.width/2, b.top + b.height/2];
+        }})()""")
+        for kind in ('mousePressed','mouseReleased'):
+            self.call('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='left', clickCount=1)
 
     def move(self, x, y): self.call('Input.dispatchMouseEvent', type='mouseMoved', x=x, y=y)
 
     def press(self, key):
-        for kind in ('keyDown','keyUp'): self.call('Input.dispatchKeyEvent', type=kind, key=key, code=key, windowsVirtualKeyCode={'ArrowLeft': 37, 'ArrowUp': 38, 'ArrowRight': 39, 'ArrowDown': 40, 'Tab': 9, 'Enter': 13, 'Escape': 27, 'Home': 36, 'End': 35}[key], **({'text': '\r'} if key == 'Enter' and kind == 'keyDown' else {}))
+        for kind in ('keyDown','keyUp'):
+            text = {'text': '\r'} if key == 'Enter' and kind == 'keyDown' else {}
+            self.call('Input.dispatchKeyEvent', type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key], **text)
 
     def type(self, text): self.call('Input.insertText', text=text)
 
     def shot(self, to, whole=True):
         Path(to).write_bytes(base64.b64decode(self.call('Page.captureScreenshot', captureBeyondViewport=whole)['data']))
 
-    def pdf(self, to): Path(to).write_bytes(base64.b64decode(self.call('Page.printToPDF', printBackground=True)['data']))
+    def pdf(self, to):
+        Path(to).write_bytes(base64.b64decode(self.call('Page.printToPDF', printBackground=True)['data']))

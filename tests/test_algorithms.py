@@ -9,7 +9,7 @@ from fedai.cli import main
 from fedai.config import ConfigError
 from fedai.data.prompts import train_batch
 from fedai.models import get_model
-from fedai.train.tasks import batch_indices
+from fedai.train.local import batch_indices
 from fedai.utils import rng
 
 K,SIZES = 4,[6,9,12,5]

@@ -12,7 +12,7 @@ from fedai.servers import BaseServer, Server_mira
 from fedai.store.adapters import AdapterStore
 from fedai.store.rows import StoreError
 from fedai.evaluate.tracking import Callback
-from fedai.train.tasks import NonFiniteLoss
+from fedai.train.local import NonFiniteLoss
 
 @pytest.mark.parametrize('fields,message', [
     (dict(lamda_=1), r"`lamda_`: expected a known field \(did you mean 'lambda_'\?\), got 1"),

@@ -9,11 +9,18 @@ from conftest import client_data
 from fedai.clients import Client_mira
 from fedai.config import ConfigError, FedConfig
 from fedai.data.prompts import Encoded, train_batch
-from fedai.train.passes import AnswerLoss, Prefix, checkpointed, count_saved, cut_even, cut_passes, decoder_layers, greedy
+from fedai.train.generation import greedy
+from fedai.train.losses import AnswerLoss
+from fedai.train.passes import checkpointed, count_saved, cut_even, cut_passes, decoder_layers
+from fedai.train.prefix import Prefix
 from fedai.models import add_lora, get_base_model, get_model, get_tokenizer, load_base
-from fedai.train.stack import LiveState, LoraStack, ModuleStack, _Runs
+from fedai.train.live import LiveState
+from fedai.train.modules import ModuleStack
+from fedai.train.stack import LoraStack, _Runs
 from fedai.servers import BaseServer, Server_mira
-from fedai.train.tasks import Job, ModuleTask, TextTask, batch_indices, local_steps
+from fedai.train.local import Job, batch_indices, local_steps
+from fedai.train.modules import ModuleTask
+from fedai.train.tasks import TextTask
 from fedai.utils import rng
 
 def plain_loss(model, batch):

@@ -65,7 +65,7 @@ def test_errors_that_are_foreseen_and_those_that_are_not(said, monkeypatch):
     from fedai.data.prompts import DataError
     from fedai.servers import RoundFailed
     from fedai.store.rows import StoreError
-    from fedai.train.tasks import NonFiniteLoss
+    from fedai.train.local import NonFiniteLoss
     def fails(e):
         def run(cfg): raise e
         monkeypatch.setattr(cli, 'run', run)

@@ -1,7 +1,7 @@
 "From files to clients: who has what, what lies on which side, what is left out, and what is kept for the next run."
 from pathlib import Path
 import json, os, subprocess, sys
-import numpy as np, pytest
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from fedai.algorithms import get_server
 from fedai.study.comparison import compare
@@ -10,7 +10,7 @@ from fedai.data.clients import ClientData, get_client_data, show_data, token_fac
 from fedai.models import get_tokenizer
 from fedai.data.prompts import DataError, Prompter, encode_all
 from fedai.servers import BaseServer, Server_mira
-from fedai.data.tables import Examples, ExampleTable, TokenTable
+from fedai.data.tables import ExampleTable, TokenTable
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch): monkeypatch.setenv('FEDAI_CACHE', str(tmp_path/'cache'))
@@ -20,14 +20,18 @@ def write(path, exs):
     path.write_text(''.join(json.dumps(e) + '\n' for e in exs))
 
 def wards(folder, sizes=(30,40,50), start=0):
-    for k,n in enumerate(sizes): write(folder/f'ward{k}.jsonl', [dict(instruction=f'{i} + {k} =', output=str(i+k), task=['even','odd'][i%2], kind='abc'[i%3]) for i in range(start, start+n)])
+    def ex(i, k): return dict(instruction=f'{i} + {k} =', output=str(i+k), task=['even','odd'][i%2], kind='abc'[i%3])
+    for k,n in enumerate(sizes): write(folder/f'ward{k}.jsonl', [ex(i, k) for i in range(start, start+n)])
     return str(folder)
 
 def question(e): return e['instruction'],e.get('input') or ''
 def asked(exs): return {question(e) for e in exs}
 
-ways = [dict(), dict(partition='file'), dict(partition='task'), dict(partition='column', partition_args={'column': 'kind'}), dict(partition='iid', num_clients=4), dict(partition='quantity', num_clients=4),
-        dict(partition='dirichlet', num_clients=4, partition_args={'alpha': .5}), dict(partition='dirichlet', num_clients=3, partition_args={'alpha': .5, 'by': 'kind'}), dict(partition='shards', num_clients=3), dict(partition='pathological', num_clients=2)]
+ways = [dict(), dict(partition='file'), dict(partition='task'), dict(partition='column', partition_args={'column': 'kind'}),
+        dict(partition='iid', num_clients=4), dict(partition='quantity', num_clients=4),
+        dict(partition='dirichlet', num_clients=4, partition_args={'alpha': .5}),
+        dict(partition='dirichlet', num_clients=3, partition_args={'alpha': .5, 'by': 'kind'}),
+        dict(partition='shards', num_clients=3), dict(partition='pathological', num_clients=2)]
 
 @pytest.mark.parametrize('way', ways, ids=str)
 @pytest.mark.parametrize('more', [dict(), dict(valid_share=.1, holdout_share=.1, unseen_clients=1), dict(unseen_tasks=['odd'])], ids=str)
@@ -36,7 +40,8 @@ def test_every_example_is_in_one_place(tmp_path, way, more):
     if more.get('unseen_tasks') and way.get('partition') in ('pathological','shards'): way = dict(way, partition='iid', partition_args={})
     data = get_client_data(FedConfig(data=wards(tmp_path/'d'), **way, **more))
     everyone = [*data, *data.newcomers.values()]
-    places = [json.dumps(e, sort_keys=True) for d in everyone for s in d for e in d[s]] + [json.dumps(e, sort_keys=True) for e in data.holdout or []]
+    exs = [e for d in everyone for s in d for e in d[s]] + list(data.holdout or [])
+    places = [json.dumps(e, sort_keys=True) for e in exs]
     assert len(places) == 120 == len(set(places))
     for d in everyone:
         sides = [asked(d[s]) for s in d]
@@ -57,18 +62,22 @@ def test_a_split_does_not_move_when_data_is_added_or_turned_round(tmp_path):
     assert asked(before.holdout) <= asked(after.holdout)
 
 def test_a_client_with_two_questions_has_none_for_validation(tmp_path):
-    "It trains and is tested all the same, and can't be tuned on; a task with one question can't be kept apart, since there is nothing to test on."
-    write(tmp_path/'d.jsonl', [dict(instruction=f'{i} + {k}', output='x', client=f'c{k}', task='a') for k,n in enumerate((2,8)) for i in range(n)])
-    cfg = FedConfig(data=str(tmp_path/'d.jsonl'), valid_share=.2, model='tiny', device='cpu', rounds=1, local_step=1, max_new_tokens=2, output_dir=str(tmp_path/'run'))
+    "It trains and is tested all the same, and can't be tuned on. A task with one question can't be kept apart: nothing is left to test on."
+    def ex(i, k): return dict(instruction=f'{i} + {k}', output='x', client=f'c{k}', task='a')
+    write(tmp_path/'d.jsonl', [ex(i, k) for k,n in enumerate((2,8)) for i in range(n)])
+    cfg = FedConfig(data=str(tmp_path/'d.jsonl'), valid_share=.2, model='tiny', device='cpu', rounds=1, local_step=1, max_new_tokens=2,
+                    output_dir=str(tmp_path/'run'))
     data = get_client_data(cfg)
     assert [len(data[0][s]) for s in ('train','valid','test')] == [1,0,1] and len(data[1]['valid']) > 0
     s = get_server(cfg, data, callbacks=[])
     s.fit()
     assert sorted(s.test()) == [0,1]
-    with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected at least two examples to tune on, got 1"): compare(cfg.replace(output_dir=str(tmp_path/'c')), ['local'], (0,), tune={'*': {'lr': [.1,.2]}})
+    with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected at least two examples to tune on, got 1"):
+        compare(cfg.replace(output_dir=str(tmp_path/'c')), ['local'], (0,), tune={'*': {'lr': [.1,.2]}})
     write(tmp_path/'e.jsonl', [dict(instruction=f'{i}', output='x', client='c', task='b' if i else 'alone') for i in range(9)])
     lonely = cfg.replace(data=str(tmp_path/'e.jsonl'), valid_share=0., unseen_tasks=['alone'], output_dir=str(tmp_path/'e'))
-    with pytest.raises(DataError, match='client alone: no test examples: expected at least two different questions'): get_server(lonely, get_client_data(lonely), callbacks=[])
+    with pytest.raises(DataError, match='client alone: no test examples: expected at least two different questions'):
+        get_server(lonely, get_client_data(lonely), callbacks=[])
 
 def test_the_seed_draws_another_split(tmp_path):
     folder = wards(tmp_path/'d', (200,))
@@ -93,7 +102,6 @@ def test_the_second_start_reads_neither_text_nor_tokenises(tmp_path, monkeypatch
 
 def test_half_a_table_is_not_taken_for_one(tmp_path):
     "Killed while the table is written: nothing of it is left that the next start would read."
-    folder = wards(tmp_path/'d', (50,))
     class Killed(Exception): pass
     class Source:
         def __iter__(self):
@@ -117,7 +125,8 @@ def test_the_number_of_clients_is_that_of_the_data(tmp_path, make_cfg):
     s = Server_mira(make_cfg(num_clients=None, rounds=1), data, callbacks=[])
     assert (s.num_clients, s.cfg.num_clients) == (3, 3) and 'holdout_loss' in s.fit()[0]
     with pytest.raises(ConfigError, match=r'`num_clients`: expected 3'): Server_mira(make_cfg(num_clients=2), data, callbacks=[])
-    with pytest.raises(ConfigError, match=r'`ranks`: expected 3 integers'): Server_mira(make_cfg(num_clients=None, ranks=[1,2]), data, callbacks=[])
+    with pytest.raises(ConfigError, match=r'`ranks`: expected 3 integers'):
+        Server_mira(make_cfg(num_clients=None, ranks=[1,2]), data, callbacks=[])
 
 bad_settings = [
     (dict(partition='iid'), "`num_clients`: expected a number, with partition 'iid', got None"),
@@ -150,9 +159,12 @@ def test_one_file_wants_a_partition(tmp_path):
     left = get_client_data(FedConfig(data=str(tmp_path/'some.jsonl'), on_bad='drop'))
     assert left.dropped == 1 and len(left[0]['train']) + len(left[0]['test']) == 29
     write(tmp_path/'plain.jsonl', [dict(instruction=str(i), output='x') for i in range(30)])
+    says = r"`partition`: expected one that needs no `task`, since no example has one, or `partition_args: {by: COLUMN}`, got 'dirichlet'"
     for bad in ('error','drop'):
-        with pytest.raises(ConfigError, match=r"`partition`: expected one that needs no `task`, since no example has one, or `partition_args: {by: COLUMN}`, got 'dirichlet'"): get_client_data(FedConfig(data=str(tmp_path/'plain.jsonl'), partition='dirichlet', num_clients=3, on_bad=bad))
-    with pytest.raises(ConfigError, match='`partition`: expected a way to make clients out of one file'): get_client_data(FedConfig(data=str(tmp_path/'plain.jsonl')))
+        cfg = FedConfig(data=str(tmp_path/'plain.jsonl'), partition='dirichlet', num_clients=3, on_bad=bad)
+        with pytest.raises(ConfigError, match=says): get_client_data(cfg)
+    with pytest.raises(ConfigError, match='`partition`: expected a way to make clients out of one file'):
+        get_client_data(FedConfig(data=str(tmp_path/'plain.jsonl')))
 
 def test_what_is_dropped_is_counted_and_named(tmp_path):
     folder = wards(tmp_path/'d')
@@ -169,7 +181,8 @@ def test_answers_that_do_not_fit_are_named_by_their_line(tmp_path, make_cfg):
     with open(tmp_path/'d'/'ward1.jsonl', 'a') as f: f.write(json.dumps(dict(instruction='long', output='x y '*400)) + '\n')
     data = get_client_data(FedConfig(data=folder, test_share=.1))
     assert any(e['instruction'] == 'long' for e in data[1]['train'])
-    with pytest.raises(DataError, match='ward1.jsonl, line 41: the answer has .* `max_length` 64'): BaseServer(cfg := make_cfg(num_clients=3, max_length=64), data, callbacks=[])
+    cfg = make_cfg(num_clients=3, max_length=64)
+    with pytest.raises(DataError, match='ward1.jsonl, line 41: the answer has .* `max_length` 64'): BaseServer(cfg, data, callbacks=[])
     assert not Path(cfg.output_dir).exists()   # found before anything is written
     s = BaseServer(make_cfg(num_clients=3, max_length=64, on_bad='drop', rounds=1), data, callbacks=[])
     with pytest.warns(UserWarning, match='client 1, train: 1 examples dropped'): s.fit()
@@ -180,7 +193,9 @@ def test_what_does_not_fit_is_found_before_anything_is_written(tmp_path, make_cf
     "Also with a newcomer, who comes last of all; and where nothing that fits is left to a client."
     folder = wards(tmp_path/'d')
     write(tmp_path/'d'/'ward9.jsonl', [dict(instruction=f'long {i}', output='x y '*400) for i in range(2)])
-    for fields,says in ((dict(), 'ward9.jsonl, line [12]: the answer has'), (dict(unseen_clients=['ward9']), 'ward9.jsonl, line [12]: the answer has'), (dict(on_bad='drop'), 'client 3: none of its 1 train examples fits in `max_length` 64')):
+    for fields,says in ((dict(), 'ward9.jsonl, line [12]: the answer has'),
+                        (dict(unseen_clients=['ward9']), 'ward9.jsonl, line [12]: the answer has'),
+                        (dict(on_bad='drop'), 'client 3: none of its 1 train examples fits in `max_length` 64')):
         cfg = make_cfg(num_clients=None, max_length=64, data=folder, **fields)
         with pytest.raises(DataError, match=says): BaseServer(cfg, get_client_data(cfg), callbacks=[])
         assert not os.path.exists(cfg.output_dir)
@@ -189,7 +204,8 @@ def test_show_data_shows_what_is_learned(tmp_path):
     data,p = get_client_data(FedConfig(data=wards(tmp_path/'d'))),Prompter(get_tokenizer(FedConfig(model='tiny')), 'instruction')
     text = show_data(data, p, ['ward2'], 1)
     e = data[2]['train'][0]
-    assert f"masked  | {e['instruction']}" in text and f"learned | {e['output']}<|end|>" in text and 'client 2 (ward2)' in text and '### Response' in text
+    assert f"masked  | {e['instruction']}" in text and f"learned | {e['output']}<|end|>" in text
+    assert 'client 2 (ward2)' in text and '### Response' in text
     assert '\033[2m### Instruction' in show_data(data, p, 1, 1, colour=True)
     with pytest.raises(ConfigError, match="`clients`: expected names or numbers of clients, 0 to 2"): show_data(data, p, ['ward7'])
 
@@ -217,21 +233,33 @@ def test_from_the_readme_as_a_new_user(tmp_path):
         p = tmp_path/'wards'/f'ward{k}.{ext}'
         if ext == 'jsonl': write(p, exs)
         elif ext == 'json': p.write_text(json.dumps(exs))
-        else: p.write_text('instruction,input,output,task\n' + ''.join(f"{e['instruction']},{e['input']},{e['output']},{e['task']}\n" for e in exs))
-    def fedai(*argv): return subprocess.run([sys.executable, '-c', 'import sys; from fedai.cli import main; sys.exit(main(sys.argv[1:]))', *argv], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': os.getcwd(), 'FEDAI_CACHE': str(tmp_path/'cache')})
+        else:
+            rows = [f"{e['instruction']},{e['input']},{e['output']},{e['task']}\n" for e in exs]
+            p.write_text('instruction,input,output,task\n' + ''.join(rows))
+    env = {**os.environ, 'PYTHONPATH': os.getcwd(), 'FEDAI_CACHE': str(tmp_path/'cache')}
+    def fedai(*argv):
+        code = 'import sys; from fedai.cli import main; sys.exit(main(sys.argv[1:]))'
+        return subprocess.run([sys.executable, '-c', code, *argv], cwd=tmp_path, capture_output=True, text=True, env=env)
     r = fedai('show-data', '--data', 'wards', '--model', 'tiny', '--plot', 'who.png')
-    assert r.returncode == 0 and '3 clients, one a file' in r.stdout and 'learned | ' in r.stdout and (tmp_path/'who.png').stat().st_size > 5000, r.stderr
+    assert r.returncode == 0 and '3 clients, one a file' in r.stdout and 'learned | ' in r.stdout, r.stderr
+    assert (tmp_path/'who.png').stat().st_size > 5000
     r = fedai('show-data', '--data', 'wards', '--model', 'tiny', '--json')
     assert json.loads(r.stdout)['clients'] == 3
-    r = fedai('run', '--data', 'wards', '--model', 'tiny', '--graph', 'learned', '--rounds', '2', '--local_step', '2', '--max_new_tokens', '4', '--output_dir', 'runs/wards')
+    r = fedai('run', '--data', 'wards', '--model', 'tiny', '--graph', 'learned', '--rounds', '2', '--local_step', '2',
+              '--max_new_tokens', '4', '--output_dir', 'runs/wards')
     assert r.returncode == 0 and 'round 2/2' in r.stdout and 'Traceback' not in r.stderr, r.stderr
     assert len(json.loads((tmp_path/'runs'/'wards'/'scorecard.json').read_text())['clients']) == 3
     with open(tmp_path/'wards'/'ward0.jsonl', 'a') as f: f.write('{"instruction": "a", "output": ""}\n')
     r = fedai('run', '--data', 'wards', '--model', 'tiny', '--output_dir', 'runs/other')
-    assert (r.returncode, r.stderr) == (2, 'fedai: wards/ward0.jsonl, line 21: `output` is empty\n') and not (tmp_path/'runs'/'other').exists()
+    assert (r.returncode, r.stderr) == (2, 'fedai: wards/ward0.jsonl, line 21: `output` is empty\n')
+    assert not (tmp_path/'runs'/'other').exists()
 
 def test_turns_that_many_conversations_end_with_are_no_duplicates(tmp_path):
-    def turns(i): return [dict(role=r, content=c) for r,c in (('system','be short'),('user',f'tell me of number {i} and its uses in daily life'),('assistant',f'number {i*i} is what it makes when squared'),('user','and now please tell me some more'),('assistant',f'it is {i}'))]
+    def turns(i):
+        said = (('system','be short'), ('user',f'tell me of number {i} and its uses in daily life'),
+                ('assistant',f'number {i*i} is what it makes when squared'), ('user','and now please tell me some more'),
+                ('assistant',f'it is {i}'))
+        return [dict(role=r, content=c) for r,c in said]
     (tmp_path/'c.jsonl').write_text('\n'.join(json.dumps(dict(client=f'c{i%2}', messages=turns(i))) for i in range(20)))
     data = get_client_data(FedConfig(model='tiny', data=str(tmp_path/'c.jsonl'), data_args={'turns': 'last'}))
     assert {e['instruction'] for d in data for s in d for e in d[s]} == {'and now please tell me some more'}

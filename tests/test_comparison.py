@@ -5,7 +5,8 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
 from conftest import client_data
-from fedai.study.comparison import Comparison, _fingerprint, compare, validation_split, paired_bootstrap
+from fedai.evaluate.metrics import paired_bootstrap
+from fedai.study.comparison import Comparison, _fingerprint, compare, validation_split
 from fedai.config import ConfigError
 
 ARGS = dict(algorithms=['local','fedavg','mira'], seeds=[0,1], tune={'*': {'lr': [.1,1.]}, 'mira': {'coupling': [.2,.6]}}, metric='loss', data=lambda cfg: client_data(4))
@@ -99,7 +100,7 @@ def test_other_settings_than_in_the_folder_are_refused_before_anything_runs(make
     assert out.getvalue() == ran and not (Path(cfg.output_dir)/'ditto').exists()
 
 def test_a_diverged_trial_loses_and_a_diverged_cell_is_an_error(make_cfg):
-    from fedai.train.tasks import NonFiniteLoss
+    from fedai.train.local import NonFiniteLoss
     def net():
         torch.manual_seed(0)
         return torch.nn.Linear(2, 1)

@@ -76,7 +76,7 @@ def test_every_export_is_explained(module):
     names = import_module(f'fedai.{module}').__all__
     for s in names: assert re.search(rf'^{s}\b', section(page, s).split('```python\n')[1]), f'{s} has no signature'
 
-@pytest.mark.parametrize('name', ['algorithms.get_server','cli.main','cli.run_export','data.prompts.fill_template','data.prompts.encode_all','train.tasks.TextTask','train.tasks.ModuleTask','ship.export_adapter','study.report.write_report','study.comparison.compare','data.clients.get_client_data','models.get_model','servers.BaseServer','utils.picture_text'])
+@pytest.mark.parametrize('name', ['algorithms.get_server','cli.main','cli.run_export','data.prompts.fill_template','data.prompts.encode_all','train.tasks.TextTask','train.modules.ModuleTask','ship.export_adapter','study.report.write_report','study.comparison.compare','data.clients.get_client_data','models.get_model','servers.BaseServer','utils.picture_text'])
 def test_all_parameters_are_explained(name):
     module,name = name.rsplit('.', 1)
     table = section(docs.api_page(module), name).split('</div>')[0]

@@ -1,15 +1,20 @@
 "Sites that are hostile, lost or late, over a grid in one process; the gate; and a real federation on loopback."
-import hashlib, importlib.util, json, os, re, signal, socket, ssl, subprocess, sys, threading, time
+import hashlib, importlib.util, json, os, pickle, re, signal, socket, ssl, subprocess, sys, threading, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from safetensors.numpy import save
 from conftest import client_data, sums
-from fedai.algorithms import algorithm_classes, get_server, import_user_code
+from fedai.algorithms import get_server, import_user_code
+from fedai.servers import algorithm_classes
 from fedai.config import ConfigError, FedConfig
 from fedai.data.clients import get_client_data
-from fedai.remote.flower import Trainer, central, meet, pack, unpack
-from fedai.remote.sites import _Control, make_server_keys, make_site_key, read_clients, run_site
+from fedai.remote.federation import _Control, read_clients
+from fedai.remote.flower import central, meet
+from fedai.remote.keys import make_server_keys, make_site_key
+from fedai.remote.messages import pack, unpack
+from fedai.remote.sites import run_site
+from fedai.remote.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('flwr') is None, reason='needs Flower')
 
@@ -33,7 +38,9 @@ class Grid:
             r = self.replies[k]
             if r is None: continue
             if isinstance(r, bytes): r = content(np.frombuffer(r, np.uint8))
-            yield SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=k), has_error=lambda: False, content=r) if not isinstance(r, str) else SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=k), has_error=lambda: True, error=SimpleNamespace(code=5, reason=r))
+            m = SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=k), has_error=lambda r=r: isinstance(r, str), content=r)
+            if isinstance(r, str): m.error = SimpleNamespace(code=5, reason=r)
+            yield m
 
 def content(a):
     from flwr.app import Array, ArrayRecord, RecordDict
@@ -45,9 +52,12 @@ def federation(cfg, data, spoil=None, **site):
     meet(grid, clients, 0)
     return central(cfg, clients, grid, []),grid
 
-def same_rows(a, b): return a.store.latest == b.store.latest and all(torch.equal(a.store.load_row(i), b.store.load_row(i)) for i in a.store.latest)
+def same_rows(a, b):
+    return a.store.latest == b.store.latest and all(torch.equal(a.store.load_row(i), b.store.load_row(i)) for i in a.store.latest)
 
-@pytest.mark.parametrize('name', [n for n in sorted(algorithm_classes) if n in ('cfl','ditto','fedavg','fedex','fedprox','fedsa','ffa','flora','hetlora','local','mira','rolora')])
+without_data = ('cfl','ditto','fedavg','fedex','fedprox','fedsa','ffa','flora','hetlora','local','mira','rolora')   # at the server
+
+@pytest.mark.parametrize('name', [n for n in sorted(algorithm_classes) if n in without_data])
 def test_the_same_bits_as_in_one_place(make_cfg, name):
     data = client_data(3)
     data[1]['train'] = data[1]['train'][:7]   # weighs less
@@ -60,23 +70,30 @@ def test_the_same_bits_as_in_one_place(make_cfg, name):
     drop = lambda h: [{k: v for k,v in r.items() if k != 'data'} for r in h]
     assert drop(home.history) == drop(away.history)
     a,b = home.test(baselines=True),away.test(baselines=True)
-    for i in a: assert {k: v for k,v in b[i].items() if k != 'task'} == pytest.approx({k: v for k,v in a[i].items() if k in b[i] and k != 'task'}, rel=1e-6)
-    for p in ('base','average'): assert (p in home.scorecard) == (p in away.scorecard) and (p not in home.scorecard or home.scorecard[p]['mean']['loss'] == pytest.approx(away.scorecard[p]['mean']['loss'], rel=1e-6))
+    for i in a:
+        numbers = {k: v for k,v in a[i].items() if k in b[i] and k != 'task'}
+        assert {k: v for k,v in b[i].items() if k != 'task'} == pytest.approx(numbers, rel=1e-6)
+    for p in ('base','average'):
+        assert (p in home.scorecard) == (p in away.scorecard)
+        if p in home.scorecard: assert home.scorecard[p]['mean']['loss'] == pytest.approx(away.scorecard[p]['mean']['loss'], rel=1e-6)
 
 def test_what_leaves_a_site(make_cfg):
     "No word of the data, and a checksum that somebody who has the same data can't make."
     data = client_data(2)
     for d in data:
-        for e in d['train'] + d['test']: e.update(instruction='A patient called Ephraim, ' + e['instruction'], output=e['output'] + ' sesterces')
+        for e in d['train'] + d['test']:
+            e.update(instruction='A patient called Ephraim, ' + e['instruction'], output=e['output'] + ' sesterces')
     said = []
     s,grid = federation(make_cfg(num_clients=2, rounds=1), data, lambda node, kind, r: said.append(r) or r)
     s.fit()
     s.test(baselines=True)
     assert len(said) > 6 and not any(w in r for r in said for w in (b'Ephraim', b'sesterces'))
-    marks = [m['data'] for r in said for ms in [unpack(r)[0].get('metrics')] if isinstance(ms, dict) for m in ms.values() if isinstance(m, dict)]
+    metrics = [ms for r in said if isinstance(ms := unpack(r)[0].get('metrics'), dict)]
+    marks = [m['data'] for ms in metrics for m in ms.values() if isinstance(m, dict)]
     home = get_server(make_cfg(num_clients=2, rounds=0), data, callbacks=[])
-    assert len(set(marks)) == 2 and not set(marks) & {home.client_list[i].fingerprint for i in (0,1)}
-    assert not set(marks) & {hashlib.blake2b(home.client_list[i].fingerprint.encode(), digest_size=16).hexdigest() for i in (0,1)}   # what anybody could try
+    mine = [home.client_list[i].fingerprint for i in (0,1)]
+    assert len(set(marks)) == 2 and not set(marks) & set(mine)
+    assert not set(marks) & {hashlib.blake2b(m.encode(), digest_size=16).hexdigest() for m in mine}   # what anybody could try
     assert not (Path(s.cfg.output_dir)/'generations.jsonl').exists()
 
 def altered(change):
@@ -103,15 +120,31 @@ def other_array(**kwargs):
 
 hostile = {
     'NaN': (poison(np.nan, 5), 'not finite'), 'infinity': (poison(-np.inf, -1), 'not finite'),
-    'short row': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][:-4]}), 'row: expected'), 'long row': (lambda say, arrays: arrays.update({'row/1': np.tile(arrays['row/1'], 2)[:arrays['row/1'].size + 4]}), 'row: expected'),
-    'another type': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'].view(np.float32)}), 'row: expected'), 'another shape': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][None]}), 'row: expected'),
-    "another client's row": (lambda say, arrays: arrays.update({'row/0': arrays.pop('row/1')}), 'expected rows'), 'a row too many': (lambda say, arrays: arrays.update({'row/0': arrays['row/1'][:8]}), 'expected rows'), 'a path for a name': (lambda say, arrays: arrays.update({'../../../etc/passwd': arrays.pop('row/1')}), 'expected rows'), 'no row': (lambda say, arrays: arrays.clear(), 'expected rows'),
-    'another round': (lambda say, arrays: say.update(round=7), 'expected rows'), 'metrics for others': (lambda say, arrays: say['metrics'].update({'0': say['metrics']['1']}), 'expected rows'), 'no metrics': (lambda say, arrays: say.update(metrics=None), 'expected rows'),
-    'loss NaN': (told(loss=float('nan')), 'loss: expected'), 'loss text': (told(loss='0'), 'loss: expected'), 'loss true': (told(loss=True), 'loss: expected'), 'tokens negative': (told(tokens=-5), 'tokens: expected'), 'tokens huge': (told(tokens=10**400), 'tokens: expected'), 'a further metric': (told(evil=1), 'expected loss'),
+    'short row': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][:-4]}), 'row: expected'),
+    'long row': (lambda say, arrays: arrays.update({'row/1': np.tile(arrays['row/1'], 2)[:arrays['row/1'].size + 4]}), 'row: expected'),
+    'another type': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'].view(np.float32)}), 'row: expected'),
+    'another shape': (lambda say, arrays: arrays.update({'row/1': arrays['row/1'][None]}), 'row: expected'),
+    "another client's row": (lambda say, arrays: arrays.update({'row/0': arrays.pop('row/1')}), 'expected rows'),
+    'a row too many': (lambda say, arrays: arrays.update({'row/0': arrays['row/1'][:8]}), 'expected rows'),
+    'a path for a name': (lambda say, arrays: arrays.update({'../../../etc/passwd': arrays.pop('row/1')}), 'expected rows'),
+    'no row': (lambda say, arrays: arrays.clear(), 'expected rows'),
+    'another round': (lambda say, arrays: say.update(round=7), 'expected rows'),
+    'metrics for others': (lambda say, arrays: say['metrics'].update({'0': say['metrics']['1']}), 'expected rows'),
+    'no metrics': (lambda say, arrays: say.update(metrics=None), 'expected rows'),
+    'loss NaN': (told(loss=float('nan')), 'loss: expected'), 'loss text': (told(loss='0'), 'loss: expected'),
+    'loss true': (told(loss=True), 'loss: expected'), 'tokens negative': (told(tokens=-5), 'tokens: expected'),
+    'tokens huge': (told(tokens=10**400), 'tokens: expected'), 'a further metric': (told(evil=1), 'expected loss'),
     'a path for a mark': (told(data='../x'), 'data: expected'), 'other data': (told(data='0'*32), 'other data'),
-    'no bytes': (lambda *_: b'', 'no message'), 'noise': (lambda *_: os.urandom(1000), 'no message'), 'pickle': (lambda *_: b'\x80\x04\x95' + b'x'*50, 'no message'), 'cut off': (lambda say, arrays: pack(say, **arrays)[:-1], 'no message'), 'nested': (lambda *_: save({'say': np.frombuffer(b'['*10**4, np.uint8)}), 'no message'),
-    'far too long': (lambda *_: bytes(10**6), r'1,000,128 bytes, of at most'), 'an error': (lambda *_: pack(dict(error='Oh no!\n\x1b[31m' + 'x'*500)), r'Ohno31mx+ at the site'), 'Flower fails': (lambda *_: 'broken \x1b[31m', r'error 5: broken \[31m'), 'nothing': (lambda *_: ..., 'no reply within'),
-    'another record': (lambda *_: {'other': 1}, 'no message'), 'objects': (lambda *_: other_array(dtype='object', shape=(1,), stype='numpy.ndarray', data=__import__('pickle').dumps([1])), 'no array'), 'another serialisation': (lambda *_: other_array(dtype='uint8', shape=(3,), stype='torch', data=b'abc'), 'no array'), 'floats': (lambda *_: content(np.zeros(9, np.float32)), 'no bytes'),
+    'no bytes': (lambda *_: b'', 'no message'), 'noise': (lambda *_: os.urandom(1000), 'no message'),
+    'pickle': (lambda *_: b'\x80\x04\x95' + b'x'*50, 'no message'), 'cut off': (lambda say, arrays: pack(say, **arrays)[:-1], 'no message'),
+    'nested': (lambda *_: save({'say': np.frombuffer(b'['*10**4, np.uint8)}), 'no message'),
+    'far too long': (lambda *_: bytes(10**6), r'1,000,128 bytes, of at most'),
+    'an error': (lambda *_: pack(dict(error='Oh no!\n\x1b[31m' + 'x'*500)), r'Ohno31mx+ at the site'),
+    'Flower fails': (lambda *_: 'broken \x1b[31m', r'error 5: broken \[31m'), 'nothing': (lambda *_: ..., 'no reply within'),
+    'another record': (lambda *_: {'other': 1}, 'no message'),
+    'objects': (lambda *_: other_array(dtype='object', shape=(1,), stype='numpy.ndarray', data=pickle.dumps([1])), 'no array'),
+    'another serialisation': (lambda *_: other_array(dtype='uint8', shape=(3,), stype='torch', data=b'abc'), 'no array'),
+    'floats': (lambda *_: content(np.zeros(9, np.float32)), 'no bytes'),
 }
 
 @pytest.mark.parametrize('how', hostile)
@@ -125,18 +158,25 @@ def test_a_hostile_site_is_named_and_never_mixed(make_cfg, how):
     s,_ = federation(cfg, data, spoil)
     h = s.fit()
     first = 1 if how == 'other data' else 0
-    assert all(list(r['failed']) == ['1'] and re.search(why, r['failed']['1']) and r['failed']['1'].isprintable() and r['selected'] == [0,2] for r in h[first:]), h[-1].get('failed')
+    for r in h[first:]:
+        assert list(r['failed']) == ['1'] and re.search(why, r['failed']['1']) and r['failed']['1'].isprintable(), r.get('failed')
+        assert r['selected'] == [0,2]
     if how != 'other data':   # the others' run is as if it weren't there
-        rows = [np.fromfile(Path(cfg.output_dir)/str(t)/f'trained_{i}'/'adapter_model.safetensors', np.uint8) for t in (1,2) for i in (0,2)]
+        path = Path(cfg.output_dir)
+        rows = [np.fromfile(path/str(t)/f'trained_{i}'/'adapter_model.safetensors', np.uint8) for t in (1,2) for i in (0,2)]
         assert not list(Path(cfg.output_dir).glob('*/trained_1')) and len(rows) == 4
         from safetensors.torch import load_file
         f = Path(cfg.output_dir)/'2'
-        old,new = [load_file(f/f'trained_{i}'/'adapter_model.safetensors') for i in (0,2)],load_file(f/'local_output_0'/'adapter_model.safetensors')
+        old = [load_file(f/f'trained_{i}'/'adapter_model.safetensors') for i in (0,2)]
+        new = load_file(f/'local_output_0'/'adapter_model.safetensors')
         for n in new: assert (new[n].double() - (old[0][n].double() + old[1][n].double())/2).abs().max() < 1e-7
-    assert s.store.check() == [] and sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal()) == ['.lock','config.yaml','history.jsonl','names.json','state.json']
+    assert s.store.check() == []
+    others = sorted(o.name for o in Path(cfg.output_dir).iterdir() if not o.name.isdecimal())
+    assert others == ['.lock','config.yaml','history.jsonl','names.json','state.json']
 
 def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
-    "As a folder that peft loads: what the server has of it; where the algorithm added to the base model, with that, and with nothing of an earlier run's."
+    """As a folder that peft loads: what the server has of it; where the algorithm added to the base model, with that, and with nothing of
+    an earlier run's."""
     from peft import PeftModel
     from fedai.models import get_model
     from safetensors.torch import load_file
@@ -150,19 +190,26 @@ def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
         s.test(baselines=True)   # the base model and the mean are tested there as well, and are nobody's own
         for k in range(2):
             f = tmp_path/f's{k}'
-            assert (f/'adapter_model.safetensors').read_bytes() == (s.store.path(*s.store.where(k))/'adapter_model.safetensors').read_bytes()
-            assert sorted(o.name for o in f.iterdir()) == ['adapter_config.json','adapter_model.safetensors',*(['kept_base.safetensors'] if name == 'flora' else [])]
+            server_has = s.store.path(*s.store._where(k))/'adapter_model.safetensors'
+            assert (f/'adapter_model.safetensors').read_bytes() == server_has.read_bytes()
+            kept = ['kept_base.safetensors'] if name == 'flora' else []
+            assert sorted(o.name for o in f.iterdir()) == ['adapter_config.json','adapter_model.safetensors',*kept]
             base = get_model(cfg).unload()
             got = PeftModel.from_pretrained(base, f)
             want = load_file(f/'adapter_model.safetensors')
-            assert all(torch.equal(t, want[n.replace('.default.', '.')]) for n,t in got.state_dict().items() if 'lora_' in n) and len(want) == sum('lora_' in n for n in got.state_dict())
-            if name == 'flora': assert {n: t.tolist() for n,t in load_file(f/'kept_base.safetensors').items()} == {n: t.tolist() for n,t in s.store.kept('base').items()}
+            loras = {n: t for n,t in got.state_dict().items() if 'lora_' in n}
+            assert all(torch.equal(t, want[n.replace('.default.', '.')]) for n,t in loras.items()) and len(want) == len(loras)
+            if name == 'flora':
+                as_lists = lambda tensors: {n: t.tolist() for n,t in tensors.items()}
+                assert as_lists(load_file(f/'kept_base.safetensors')) == as_lists(s.store.kept('base'))
 
 def test_a_site_whose_data_changed_is_told_so(make_cfg, capsys):
     "It is left out, and its log says what is the matter."
     data = client_data(3)
     def change(node, kind, r):
-        if kind == 'train' and node == 12: grid.trainers[11] = Trainer({**data[1], 'train': data[1]['train'][:-1]}, FedConfig(device='cpu'), secret=bytes([1])*32)
+        if kind == 'train' and node == 12:
+            fewer = {**data[1], 'train': data[1]['train'][:-1]}
+            grid.trainers[11] = Trainer(fewer, FedConfig(device='cpu'), secret=bytes([1])*32)
         return r
     s,grid = federation(make_cfg(num_clients=3, rounds=2), data, change)
     h = s.fit()
@@ -176,7 +223,8 @@ def test_what_a_site_is_started_with(tmp_path, what, why):
     make_server_keys(tmp_path/'fed', ['localhost'])
     make_site_key(tmp_path/'a')
     (tmp_path/'a.pub').chmod(0o600)
-    args = {**dict(key=tmp_path/'a.key', ca=tmp_path/'fed'/'ca.crt', superlink='localhost:9092'), what: dict(key=tmp_path/'a.pub', ca=tmp_path/'a.key', superlink='https://localhost:9092')[what]}
+    wrong = dict(key=tmp_path/'a.pub', ca=tmp_path/'a.key', superlink='https://localhost:9092')
+    args = {**dict(key=tmp_path/'a.key', ca=tmp_path/'fed'/'ca.crt', superlink='localhost:9092'), what: wrong[what]}
     with pytest.raises(ConfigError, match=why): run_site(client_data(1)[0], **args)
 
 def test_who_can_not_be_tested_is_named(make_cfg):
@@ -187,7 +235,8 @@ def test_who_can_not_be_tested_is_named(make_cfg):
     h = s.fit()
     assert list(h[0]['test_loss']) == ['0','2']
     s.test(baselines=True)
-    assert s.scorecard['untested'] == {'1': 'refused: metrics: loss: expected a finite number, got nan'} and list(s.scorecard['clients']) == list(s.scorecard['base']['clients']) == ['0','2']
+    assert s.scorecard['untested'] == {'1': 'refused: metrics: loss: expected a finite number, got nan'}
+    assert list(s.scorecard['clients']) == list(s.scorecard['base']['clients']) == ['0','2']
     from fedai.evaluate.scorecard import score_table
     assert 'client 1 could not be tested' in score_table({k: v for k,v in s.scorecard.items() if k != 'names'})
     s,_ = federation(make_cfg(num_clients=3, rounds=0), data, lambda node, kind, r: 'gone' if kind == 'evaluate' else r)
@@ -226,13 +275,17 @@ def test_a_site_minds_its_own_affairs(make_cfg, tmp_path, capsys):
     assert not (tmp_path/'mine').exists()
 
 def test_what_can_not_be_done_on_flower_is_said(make_cfg):
-    with pytest.raises(ConfigError, match='`name`: expected an algorithm whose server needs no data'): federation(make_cfg(num_clients=2, name='ifca'), client_data(2))
-    with pytest.raises(ConfigError, match='measure'): federation(make_cfg(num_clients=2, graph='learned', graph_args=dict(measure='data')), client_data(2))
-    with pytest.raises(ConfigError, match='`graph`'): federation(make_cfg(num_clients=2, graph='tasks'), client_data(2))
+    def put(**kwargs): return federation(make_cfg(num_clients=2, **kwargs), client_data(2))
+    with pytest.raises(ConfigError, match='`name`: expected an algorithm whose server needs no data'): put(name='ifca')
+    with pytest.raises(ConfigError, match='measure'): put(graph='learned', graph_args=dict(measure='data'))
+    with pytest.raises(ConfigError, match='`graph`'): put(graph='tasks')
     with pytest.raises(ConfigError, match="another than 'flower'"): get_server(make_cfg(engine='flower'), client_data(4), callbacks=[])
-    with pytest.raises(TimeoutError, match='never connected: s1'): meet(Grid({10: Trainer(client_data(1)[0], FedConfig())}), [dict(name='s0', node=10), dict(name='s1', node=11)], 0)
+    grid = Grid({10: Trainer(client_data(1)[0], FedConfig())})
+    with pytest.raises(TimeoutError, match='never connected: s1'): meet(grid, [dict(name='s0', node=10), dict(name='s1', node=11)], 0)
 
-@pytest.mark.parametrize('file,text,why', [('clients.json', b'[{', 'a clients.json as the server wrote it'), ('clients.json', b'[1]', 'a clients.json as the server wrote it'), ('server.pem', b'x', 'the certificate server.pem'), ('clients/b.pub', b'\xff\xfe\x00', 'public keys of')])
+@pytest.mark.parametrize('file,text,why', [
+    ('clients.json', b'[{', 'a clients.json as the server wrote it'), ('clients.json', b'[1]', 'a clients.json as the server wrote it'),
+    ('server.pem', b'x', 'the certificate server.pem'), ('clients/b.pub', b'\xff\xfe\x00', 'public keys of')])
 def test_a_folder_with_something_else_in_it(tmp_path, file, text, why):
     "Said in one line."
     make_server_keys(tmp_path/'fed', ['localhost'])
@@ -240,7 +293,8 @@ def test_a_folder_with_something_else_in_it(tmp_path, file, text, why):
     assert read_clients(tmp_path/'fed') == [dict(name='a')]
     (tmp_path/'fed'/file).write_bytes(text)
     with pytest.raises(ConfigError, match=why):
-        for c in read_clients(tmp_path/'fed'): _Control.register(None, tmp_path/'fed'/'clients'/f"{c['name']}.pub") if c['name'] == 'b' else None
+        for c in read_clients(tmp_path/'fed'):
+            if c['name'] == 'b': _Control.register(None, tmp_path/'fed'/'clients'/f"{c['name']}.pub")
 
 def test_killed_between_replies_and_started_again(make_cfg):
     data = client_data(3)
@@ -274,19 +328,24 @@ def free_port():
 
 def test_the_gate(tmp_path):
     import anyio, httpx
-    from fedai.remote.sites import gate
+    from fedai.remote.gate import gate
     make_server_keys(tmp_path/'fed', ['x'])
     app = gate('https://127.0.0.1:9', tmp_path/'fed'/'ca.crt', most=1000)   # where nobody is
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='https://x') as c:
-            return [(await c.post(p, content=bytes(n))).status_code for p,n in (('/v1/fleet/push-object', 1000), ('/v1/fleet/push-object', 1001), ('/v1/control/start-run', 5), ('/v1/fleet/', 5), ('/v1/fleet/x/y', 5), ('/v1/fleet/x?y=/v1/control', 5))] + [(await c.get('/v1/fleet/get-run')).status_code]
+            paths = (('/v1/fleet/push-object', 1000), ('/v1/fleet/push-object', 1001), ('/v1/control/start-run', 5), ('/v1/fleet/', 5),
+                     ('/v1/fleet/x/y', 5), ('/v1/fleet/x?y=/v1/control', 5))
+            posted = [(await c.post(p, content=bytes(n))).status_code for p,n in paths]
+            return posted + [(await c.get('/v1/fleet/get-run')).status_code]
     assert anyio.run(ask) == [502,413,404,404,404,502,404]
     app = gate('https://127.0.0.1:9', tmp_path/'fed'/'ca.crt', most=1000, most_all=2000)
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
     async def push():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='https://x') as c:
+            sent = (('push-messages',500,'a'), ('push-object',800,'a'), ('pull-messages',900,'a'), ('push-object',701,'a'),
+                    ('push-object',1000,'b'), ('push-messages',900,'a'), ('push-object',1000,'a'))
             return [(await c.post(f'/v1/fleet/{p}', content=bytes(n), headers={FLEET_HTTP_PUBLIC_KEY_HEADER: who})).status_code
-                    for p,n,who in (('push-messages',500,'a'), ('push-object',800,'a'), ('pull-messages',900,'a'), ('push-object',701,'a'), ('push-object',1000,'b'), ('push-messages',900,'a'), ('push-object',1000,'a'))]
+                    for p,n,who in sent]
     assert anyio.run(push) == [502,502,502,413,502,502,502]
 
 class Federation:
@@ -295,10 +354,16 @@ class Federation:
         self.tmp,self.started,self.port = tmp,{},free_port()
         self.env = {**os.environ, 'OMP_NUM_THREADS': '1', 'FEDAI_CACHE': str(tmp/'cache')}
     def start(self, name, *args):
-        with open(self.tmp/f'{name}.log', 'a') as log: self.started[name] = p = subprocess.Popen([*FEDAI, 'flower', *map(str, args)], cwd=self.tmp, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        command = [*FEDAI, 'flower', *map(str, args)]
+        with open(self.tmp/f'{name}.log', 'a') as log:
+            p = subprocess.Popen(command, cwd=self.tmp, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        self.started[name] = p
         return p
-    def site(self, name): return self.start(name, 'client', '--data', f'{name}.jsonl', '--superlink', f'127.0.0.1:{self.port}', '--ca', 'fed/ca.crt', '--key', f'{name}.key', '--device', 'cpu', '--imports', 'own.py')
-    def server(self): return self.start('server', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{self.port}', '--wait', 60)
+    def site(self, name):
+        return self.start(name, 'client', '--data', f'{name}.jsonl', '--superlink', f'127.0.0.1:{self.port}', '--ca', 'fed/ca.crt',
+                          '--key', f'{name}.key', '--device', 'cpu', '--imports', 'own.py')
+    def server(self):
+        return self.start('server', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{self.port}', '--wait', 60)
     def log(self, name): return (self.tmp/f'{name}.log').read_text()
     def wait_for(self, what, name, seconds=90):
         end = time.monotonic() + seconds
@@ -326,7 +391,8 @@ class Eve:
         if say['op'] == 'train' and say['round'] == 0:
             row = arrays['row/0'].copy()
             row.view(np.float32)[7] = np.nan
-            return pack(dict(round=say['round'], metrics={'0': dict(loss=0., tokens=1, padded=1, examples=1, dropped=0, cut=0, data='ab')}), **{'row/0': row})
+            metrics = dict(loss=0., tokens=1, padded=1, examples=1, dropped=0, cut=0, data='ab')
+            return pack(dict(round=say['round'], metrics={'0': metrics}), **{'row/0': row})
         if say['op'] == 'train' and say['round'] == 1: return os.urandom(10**6)
         raise EOFError   # and then nothing
     def close(self): self.node.close()
@@ -338,19 +404,23 @@ def ours(tmp):
         if not p.isdecimal() or int(p) == os.getpid(): continue
         try: there = (Path('/proc')/p/'cmdline').read_bytes() + (Path('/proc')/p/'environ').read_bytes()
         except OSError: continue
-        if str(tmp).encode() in there: out.append((p, (Path('/proc')/p/'cmdline').read_bytes()[:100] if (Path('/proc')/p).exists() else b''))
+        if str(tmp).encode() in there:
+            line = Path('/proc')/p/'cmdline'
+            out.append((p, line.read_bytes()[:100] if line.exists() else b''))
     return out
 
 @pytest.mark.xdist_group('machines')
 def test_a_federation_on_loopback(tmp_path):
-    "TLS and keys; one that isn't registered, and one that is and means harm; a site killed and the server killed, and both started again; a second server refused."
+    """TLS and keys; one that isn't registered, and one that is and means harm; a site killed and the server killed, and both started again;
+    a second server refused."""
     f,eve = Federation(tmp_path),None
     make_server_keys(tmp_path/'fed', ['127.0.0.1'])
     for k,name in enumerate(['s0','s1','eve','stranger']):
         make_site_key(tmp_path/name)
         (tmp_path/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, sums(k, 12 + 4*k))) + '\n')
         if name != 'stranger': (tmp_path/'fed'/'clients'/f'{name}.pub').write_text((tmp_path/f'{name}.pub').read_text())
-    (tmp_path/'own.py').write_text('from fedai.servers import Server_mira\n\nclass Server_own(Server_mira, name="own"):\n    "Another algorithm."\n    def step_size(self, comm_round): return .4\n')
+    (tmp_path/'own.py').write_text('from fedai.servers import Server_mira\n\nclass Server_own(Server_mira, name="own"):\n'
+                                   '    "Another algorithm."\n    def step_size(self, comm_round): return .4\n')
     fields = dict(model='tiny', rounds=3, local_step=2, batch_size=3, r=4, max_new_tokens=4, graph='complete', name='own', timeout_s=15)
     (tmp_path/'run.yaml').write_text(json.dumps({**fields, 'imports': ['own.py'], 'output_dir': 'away'}))
     try:
@@ -367,28 +437,38 @@ def test_a_federation_on_loopback(tmp_path):
         import httpx
         context = ssl.create_default_context(cafile=str(tmp_path/'fed'/'ca.crt'))
         with httpx.Client(base_url=f'https://127.0.0.1:{f.port}', verify=context) as c:
-            assert [c.get('/health').status_code, c.post('/v1/control/start-run').status_code, c.post('/v1/control/register-node').status_code, c.post('/v1/runtime/pull-task').status_code, c.get('/docs').status_code, c.post('/v1/fleet/../control/start-run').status_code, c.post('/v1/fleet/%2e%2e/control/start-run').status_code] == [404]*7
+            hidden = ('control/start-run', 'control/register-node', 'runtime/pull-task', 'fleet/../control/start-run',
+                      'fleet/%2e%2e/control/start-run')
+            assert [c.get('/health').status_code, c.get('/docs').status_code] == [404]*2
+            assert [c.post(f'/v1/{path}').status_code for path in hidden] == [404]*5
             assert c.post('/v1/fleet/pull-messages').status_code in (400,401,415,422)
         with pytest.raises(httpx.HTTPError): httpx.get(f'http://127.0.0.1:{f.port}/health')
         with pytest.raises(httpx.ConnectError): httpx.get(f'https://127.0.0.1:{f.port}/health')   # an authority that nobody knows
         # and who doesn't know its secret gets nothing from a site's SuperNode
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
-        guess = eve.node._client(SuperExecAuthHttpInterceptor(master_secret=bytes(32), protected_methods=['/flwr.proto.Runtime/AcquireTask']))
-        with pytest.raises(httpx.HTTPStatusError, match='401'): guess.AcquireTask(AcquireTaskRequest(supported_task_types=['flwr-clientapp']))
-        assert f.start('second', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{free_port()}').wait(30) == 2 and 'one in which no server is running' in f.log('second')
+        signed = SuperExecAuthHttpInterceptor(master_secret=bytes(32), protected_methods=['/flwr.proto.Runtime/AcquireTask'])
+        guess = eve.node._client(signed)
+        with pytest.raises(httpx.HTTPStatusError, match='401'):
+            guess.AcquireTask(AcquireTaskRequest(supported_task_types=['flwr-clientapp']))
+        second = f.start('second', 'server', 'run.yaml', '--folder', 'fed', '--listen', f'127.0.0.1:{free_port()}')
+        assert second.wait(30) == 2 and 'one in which no server is running' in f.log('second')
         f.wait_for('round 2/3', 'server')   # without the site that was killed
         f.kill('server')
         f.site('s1')
         f.server()
         assert f.started['server'].wait(100) == 0, f.log('server')[-3000:]
-        for o in ('eve is left out of round 1: refused: ','eve is left out of round 2: refused: 1,0','s1 is left out of round 2: ','2 of 3 rounds are done, going on','eve is left out of round 3: error','eve could not be tested: error'): assert o in f.log('server')
+        for o in ('eve is left out of round 1: refused: ','eve is left out of round 2: refused: 1,0','s1 is left out of round 2: ',
+                  '2 of 3 rounds are done, going on','eve is left out of round 3: error','eve could not be tested: error'):
+            assert o in f.log('server')
         history = [json.loads(l) for l in (tmp_path/'away'/'history.jsonl').read_text().splitlines()]
-        assert [r['selected'] for r in history] == [[1,2],[1],[1,2]] and [list(r['failed']) for r in history] == [['0'],['0','2'],['0']]
+        assert [r['selected'] for r in history] == [[1,2],[1],[1,2]]
+        assert [list(r['failed']) for r in history] == [['0'],['0','2'],['0']]
         card = json.loads((tmp_path/'away'/'scorecard.json').read_text())
         assert list(card['untested']) == ['0'] and list(card['clients']) == ['1','2']
         # what comes of it in one process, where clients are counted by name
-        sites = {n: get_client_data(FedConfig(data=str(tmp_path/f'{n}.jsonl'), partition='iid', num_clients=1))[0] for n in ('eve','s0','s1')}
+        def only(n): return get_client_data(FedConfig(data=str(tmp_path/f'{n}.jsonl'), partition='iid', num_clients=1))[0]
+        sites = {n: only(n) for n in ('eve','s0','s1')}
         rounds,threads = [],torch.get_num_threads()
         def lost(node, kind, r):
             if kind != 'train': return r
@@ -399,7 +479,9 @@ def test_a_federation_on_loopback(tmp_path):
         home,_ = federation(FedConfig(**fields, output_dir=str(tmp_path/'home'), device='cpu'), [*sites.values()], lost)
         home.fit()
         torch.set_num_threads(threads)
-        for i in (1,2): assert (home.store.path(i)/'adapter_model.safetensors').read_bytes() == (tmp_path/'away'/'3'/f'local_output_{i}'/'adapter_model.safetensors').read_bytes()
+        for i in (1,2):
+            a,b = home.store.path(i),tmp_path/'away'/'3'/f'local_output_{i}'
+            assert (a/'adapter_model.safetensors').read_bytes() == (b/'adapter_model.safetensors').read_bytes()
         clients = json.loads((tmp_path/'fed'/'clients.json').read_text())
         assert [(c['name'],c['examples']) for c in clients] == [('eve',10**6), *((n, len(sites[n]['train'])) for n in ('s0','s1'))]
     finally:
@@ -414,7 +496,8 @@ def test_a_federation_on_loopback(tmp_path):
 def test_what_runs_at_the_server_ends_with_the_process_that_started_it(tmp_path):
     "Also where that process is killed hard, in the middle of whatever goes on."
     starter = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-    code = f"from fedai.remote.flower import serve\nimport time\nclass Grid:\n    def get_node_ids(self): time.sleep(600)\nserve(Grid(), 'run.yaml', {str(tmp_path)!r}, starter={starter.pid})"
+    code = ("from fedai.remote.flower import serve\nimport time\nclass Grid:\n    def get_node_ids(self): time.sleep(600)\n"
+            f"serve(Grid(), 'run.yaml', {str(tmp_path)!r}, starter={starter.pid})")
     (tmp_path/'clients.json').write_text('[{"name": "a", "node": 1}]')
     app = subprocess.Popen([sys.executable, '-c', code])
     try:

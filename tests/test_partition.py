@@ -1,14 +1,18 @@
 "Who has which examples: dealing, splitting, duplicates, against plain loops and against flwr-datasets where it is installed."
 import matplotlib, numpy as np, pytest, subprocess, sys
 matplotlib.use('agg')
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import stats
 from fedai.config import ConfigError
-from fedai.data.partition import hold_out, holdout, label_codes, near_duplicates, make_partition, partition_table, plot_partition, split, split_ranks
+from fedai.data.duplicates import near_duplicates
+from fedai.data.partition import label_codes, make_partition, partition_table, plot_partition
+from fedai.data.splits import hold_out, holdout, split, split_ranks
 from fedai.utils import key_seed, rng
 
-WAYS = [('iid',{}), ('quantity',{}), ('quantity',dict(shares='square')), ('quantity',dict(alpha=.01, min_size=1)), ('dirichlet',dict(alpha=5, min_size=1)), ('dirichlet',dict(alpha=.05, min_size=0)),
-        ('dirichlet',dict(alpha=1., min_size=1, self_balancing=True)), ('shards',dict(shards_per_client=1)), ('shards',dict(shards_per_client=3)), ('pathological',dict(classes_per_client=2))]
+WAYS = [('iid',{}), ('quantity',{}), ('quantity',dict(shares='square')), ('quantity',dict(alpha=.01, min_size=1)),
+        ('dirichlet',dict(alpha=5, min_size=1)), ('dirichlet',dict(alpha=.05, min_size=0)),
+        ('dirichlet',dict(alpha=1., min_size=1, self_balancing=True)), ('shards',dict(shards_per_client=1)),
+        ('shards',dict(shards_per_client=3)), ('pathological',dict(classes_per_client=2))]
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=120), st.integers(1, 12), st.sampled_from(WAYS), st.integers(0, 3))
@@ -34,7 +38,9 @@ def test_natural_clients_are_the_values_and_do_not_move(labels):
     for k,p in zip(names2, more): assert p[p < len(labels)].tolist() == before.get(k, np.array([])).tolist()
 
 def test_codes_are_in_the_order_a_person_would_list_them():
-    assert label_codes(['b10','b9','a','b9'])[1] == ['a','b9','b10'] and label_codes([10.,9.,-1.])[1] == ['-1.0','9.0','10.0'] and label_codes([True,False])[1] == ['False','True']
+    assert label_codes(['b10','b9','a','b9'])[1] == ['a','b9','b10']
+    assert label_codes([10.,9.,-1.])[1] == ['-1.0','9.0','10.0']
+    assert label_codes([True,False])[1] == ['False','True']
     for bad in ([1,None],[1,'a']):
         with pytest.raises(ConfigError, match='`labels`'): label_codes(bad)
 
@@ -69,7 +75,8 @@ def test_dirichlet_divides_each_label_by_the_shares_drawn():
 def test_quantity_is_the_least_and_then_the_shares():
     for shares,f in (('linear',lambda k: k), ('square',lambda k: k*k), ('exponential',lambda k: 2.718281828459045**k)):
         total = sum(f(k) for k in range(1, 7))
-        for k,p in enumerate(make_partition('quantity', 6, 0, 1000, shares=shares, min_size=10)[0], 1): assert abs(len(p) - 10 - 940*f(k)/total) <= 1
+        parts,_ = make_partition('quantity', 6, 0, 1000, shares=shares, min_size=10)
+        for k,p in enumerate(parts, 1): assert abs(len(p) - 10 - 940*f(k)/total) <= 1
 
 def test_shards_hold_two_pieces_of_the_sorted_data():
     "In McMahan et al. 100 clients with 2 shards of 300 have at most four digits, most two; here 20 clients of 2 x 30."
@@ -87,10 +94,13 @@ def test_pathological_has_that_many_labels_and_all_are_used():
         for v in set(L): assert np.ptp([m for p in parts if (m := (L[p] == v).sum())]) <= 1
     pairs = {tuple(sorted(set(L[p]))) for p in make_partition('pathological', 40, 0, len(L), L)[0]}
     assert len(pairs) > 10
-    with pytest.raises(ConfigError, match=r'whole number from 3 to 7 \(7 labels, 3 clients\)'): make_partition('pathological', 3, 0, len(L), L, classes_per_client=2)
+    with pytest.raises(ConfigError, match=r'whole number from 3 to 7 \(7 labels, 3 clients\)'):
+        make_partition('pathological', 3, 0, len(L), L, classes_per_client=2)
     with pytest.raises(ConfigError, match='so few that'): make_partition('pathological', 10, 0, 11, ['a']*10 + ['b'])
 
-@pytest.mark.parametrize('args,field', [(dict(alpha=0),'alpha'), (dict(alpha=float('nan')),'alpha'), (dict(alpha='x'),'alpha'), (dict(alpha=True),'alpha'), (dict(min_size=-1),'min_size'), (dict(min_size=1.5),'min_size'), (dict(alpha=1e-9),'alpha'), (dict(what=1),'partition_args')])
+@pytest.mark.parametrize('args,field', [
+    (dict(alpha=0),'alpha'), (dict(alpha=float('nan')),'alpha'), (dict(alpha='x'),'alpha'), (dict(alpha=True),'alpha'),
+    (dict(min_size=-1),'min_size'), (dict(min_size=1.5),'min_size'), (dict(alpha=1e-9),'alpha'), (dict(what=1),'partition_args')])
 def test_bad_arguments_are_named(args, field):
     with pytest.raises(ConfigError) as e: make_partition('dirichlet', 10, 0, 200, np.arange(200) % 3, **args)
     assert e.value.name == field
@@ -101,7 +111,8 @@ def test_more_refusals():
     with pytest.raises(ConfigError, match='`labels`: expected 200 values'): make_partition('task', None, 0, 200, ['a'])
     with pytest.raises(ConfigError, match='`shares`: expected one of'): make_partition('quantity', 2, 0, 200, shares='cubic')
     with pytest.raises(ConfigError, match='`partition_args`: expected none'): make_partition('iid', 2, 0, 200, alpha=1)
-    with pytest.raises(ConfigError, match='`shards_per_client`: expected a whole number from 1 to 20'): make_partition('shards', 10, 0, 200, np.arange(200), shards_per_client=21)
+    with pytest.raises(ConfigError, match='`shards_per_client`: expected a whole number from 1 to 20'):
+        make_partition('shards', 10, 0, 200, np.arange(200), shards_per_client=21)
 
 # flwr-datasets as a second opinion: the same generator, on the same order of examples
 def flwr(kind, labels, K, seed, **args):
@@ -118,30 +129,44 @@ def test_same_clients_as_flwr_datasets(seed):
     for balance in (False,True):
         for alpha in (.5,3.):
             ours,_ = make_partition('dirichlet', 8, seed, 1200, L, alpha=alpha, min_size=10, self_balancing=balance)
-            assert [p.tolist() for p in ours] == flwr('DirichletPartitioner', L, 8, seed, alpha=alpha, min_partition_size=10, self_balancing=balance)
-    for s in (1,2,5): assert [p.tolist() for p in make_partition('shards', 8, seed, 1200, L, shards_per_client=s)[0]] == flwr('ShardPartitioner', L, 8, seed, num_shards_per_partition=s)
+            theirs = flwr('DirichletPartitioner', L, 8, seed, alpha=alpha, min_partition_size=10, self_balancing=balance)
+            assert [p.tolist() for p in ours] == theirs
+    for s in (1,2,5):
+        ours,_ = make_partition('shards', 8, seed, 1200, L, shards_per_client=s)
+        assert [p.tolist() for p in ours] == flwr('ShardPartitioner', L, 8, seed, num_shards_per_partition=s)
 
 def test_any_partitioner_of_flwr_datasets():
     pytest.importorskip('flwr_datasets')
     L = np.random.default_rng(0).integers(0, 6, 600).astype(str)
-    for name,args in (('DirichletPartitioner',dict(alpha=1.)), ('PathologicalPartitioner',dict(num_classes_per_partition=2, class_assignment_mode='first-deterministic')), ('IidPartitioner',{}), ('LinearPartitioner',{}), ('ShardPartitioner',dict(num_shards_per_partition=2))):
+    for name,args in (('DirichletPartitioner',dict(alpha=1.)), ('IidPartitioner',{}), ('LinearPartitioner',{}),
+                      ('PathologicalPartitioner',dict(num_classes_per_partition=2, class_assignment_mode='first-deterministic')),
+                      ('ShardPartitioner',dict(num_shards_per_partition=2))):
         parts,names = make_partition('flwr', 6, 0, 600, L, partitioner=name, **args)
         assert np.sort(np.concatenate(parts)).tolist() == list(range(600)) and len(names) == 6
         again = make_partition('flwr', 6, 0, 600, L, partitioner=name, **args)[0]
         assert all((a == b).all() for a,b in zip(parts, again))
-    assert [len(p) for p in make_partition('flwr', None, 0, 600, L, partitioner='NaturalIdPartitioner')[0]] == [int((L == v).sum()) for v in dict.fromkeys(L)]
-    with pytest.warns(UserWarning, match='leaves 8 of 600 examples with no client'): make_partition('flwr', 8, 0, 600, L, partitioner='ShardPartitioner', num_shards_per_partition=4, shard_size=18) and make_partition('flwr', 37, 0, 600, L, partitioner='ShardPartitioner', num_shards_per_partition=1)
-    with pytest.raises(ConfigError, match='`partitioner`: expected one of .*did you mean'): make_partition('flwr', 6, 0, 600, L, partitioner='DirichletPartitoner')
-    with pytest.raises(ConfigError, match="`partition_args`: expected what flwr-datasets' DirichletPartitioner takes"): make_partition('flwr', 6, 0, 600, L, alpha=-1.)
+    natural,_ = make_partition('flwr', None, 0, 600, L, partitioner='NaturalIdPartitioner')
+    assert [len(p) for p in natural] == [int((L == v).sum()) for v in dict.fromkeys(L)]
+    shards = dict(partitioner='ShardPartitioner')
+    with pytest.warns(UserWarning, match='leaves 8 of 600 examples with no client'):
+        assert make_partition('flwr', 8, 0, 600, L, **shards, num_shards_per_partition=4, shard_size=18)
+        make_partition('flwr', 37, 0, 600, L, **shards, num_shards_per_partition=1)
+    with pytest.raises(ConfigError, match='`partitioner`: expected one of .*did you mean'):
+        make_partition('flwr', 6, 0, 600, L, partitioner='DirichletPartitoner')
+    with pytest.raises(ConfigError, match="`partition_args`: expected what flwr-datasets' DirichletPartitioner takes"):
+        make_partition('flwr', 6, 0, 600, L, alpha=-1.)
     from flwr_datasets.common import telemetry
     assert telemetry.state['executor'] is None   # nothing was sent, nor is there anything to send it
 
 def test_without_the_extra_it_is_named():
-    code = "import sys; sys.modules['flwr_datasets'] = None\nfrom fedai.data.partition import make_partition\ntry: make_partition('flwr', 2, 0, 10, list('aabbaabbab'))\nexcept ImportError as e: print(e)"
-    assert "pip install 'fedai[partition]'" in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
+    code = '\n'.join(["import sys; sys.modules['flwr_datasets'] = None", 'from fedai.data.partition import make_partition',
+                      "try: make_partition('flwr', 2, 0, 10, list('aabbaabbab'))", 'except ImportError as e: print(e)'])
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
+    assert "pip install 'fedai[partition]'" in said
 
 def test_ranks_are_even_and_seeds_independent():
-    for q in (np.arange(20000, dtype=np.uint64), np.random.default_rng(0).integers(0, 2**64, 20000, dtype=np.uint64), np.arange(20000, dtype=np.uint64) << np.uint64(40)):
+    n = np.arange(20000, dtype=np.uint64)
+    for q in (n, np.random.default_rng(0).integers(0, 2**64, 20000, dtype=np.uint64), n << np.uint64(40)):
         r = [split_ranks(q, s) for s in (0,1,2**62)] + [split_ranks(q, 0, 'holdout')]
         for a in r: assert stats.kstest(a, 'uniform').pvalue > 1e-3 and 0 <= a.min() and a.max() < 1
         for i in range(4):
@@ -165,7 +190,8 @@ def test_a_split_keeps_questions_whole_and_gives_each_side_one(q, test_share, va
     assert bool(sides['test']) == (test_share > 0 and different > 1)
     if different > 1 + (test_share > 0): assert bool(sides['valid']) == (valid_share > 0)
     rank = dict(zip(q.tolist(), split_ranks(q, seed)))   # by rank, wherever that leaves no side empty
-    by_rank = {'test': {k for k,v in rank.items() if v < test_share}, 'valid': {k for k,v in rank.items() if test_share <= v < test_share + valid_share}}
+    by_rank = {'test': {k for k,v in rank.items() if v < test_share},
+               'valid': {k for k,v in rank.items() if test_share <= v < test_share + valid_share}}
     by_rank['train'] = set(rank) - by_rank['test'] - by_rank['valid']
     if by_rank['train'] and (by_rank['test'] or not test_share) and (by_rank['valid'] or not valid_share): assert sides == by_rank
 
@@ -235,13 +261,16 @@ def test_near_duplicates_in_longer_texts_and_sampled():
     for i in range(40): test[i] = ' '.join('other' if k == 30 else w for k,w in enumerate(train[i].split()))   # 55 of 61
     for i in range(40, 60): test[i] = ' '.join(w if k % 6 else 'other' for k,w in enumerate(train[i].split()))
     d = near_duplicates(train, test)
-    assert (d['exact'], d['near'], d['share']) == (0, 40, 1.) and d['nearest'][:40].tolist() == list(range(40)) and plain(train, test, .8)[1] == 40
+    assert (d['exact'], d['near'], d['share']) == (0, 40, 1.) and d['nearest'][:40].tolist() == list(range(40))
+    assert plain(train, test, .8)[1] == 40
     few = near_duplicates(train, test, max_ngrams=15000)
     assert few['share'] < .6 and 30 <= few['near'] <= 45 and (few['nearest'][:40] == d['nearest'][:40]).mean() > .75
 
 def test_a_template_is_not_a_duplicate():
     r = np.random.default_rng(0)
-    ask = lambda: f"Tom has {r.integers(10, 99)} apples and gives {r.integers(10, 99)} of them to his sister, who then eats one. How many apples does Tom have left after that? Explain each step, and give the answer as a whole number on a line of its own."
+    ask = lambda: (f"Tom has {r.integers(10, 99)} apples and gives {r.integers(10, 99)} of them to his sister, who then eats one. "
+                   "How many apples does Tom have left after that? Explain each step, and give the answer as a whole number "
+                   "on a line of its own.")
     train,test = [ask() for _ in range(400)],[ask() for _ in range(100)]
     d = near_duplicates(train, test)
     assert d['near'] == 0 and d['exact'] == sum(t in train for t in test)

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from fedai.config import ConfigError
 from fedai.servers import BaseServer, Server_mira
-from fedai.train.tasks import batch_indices
+from fedai.train.local import batch_indices
 from fedai.utils import rng
 
 X,Y = load_digits(return_X_y=True)

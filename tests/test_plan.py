@@ -2,7 +2,8 @@
 import contextlib, io, json, os, tempfile, time, tracemalloc
 from pathlib import Path
 import numpy as np, pytest, torch
-from fedai.algorithms import algorithm_classes, get_server
+from fedai.algorithms import get_server
+from fedai.servers import algorithm_classes
 from fedai.cli import main
 from fedai.config import ConfigError
 from fedai.study.plan import estimate, facts, machine, make_plan, plan_table
@@ -119,7 +120,7 @@ def test_no_algorithm_without_a_graph_where_a_setting_needs_one(make_cfg):
 
 @pytest.mark.parametrize('bound', ['disk','memory','hours'])
 def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound, monkeypatch):
-    from fedai import plan
+    from fedai.study import plan
     rates,real = {},plan.estimate
     def steady(f, *args):
         "Times are measured anew in each plan: with those of the first, the arithmetic is what is tested, and not how busy the machine is."

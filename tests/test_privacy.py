@@ -1,13 +1,13 @@
 "Clipping, noise and the account at a site."
 import json, math
-from pathlib import Path
 import numpy as np, pytest, torch
 from conftest import client_data
 from fedai.config import ConfigError, FedConfig
-from fedai.remote.flower import Trainer, central, meet
 from fedai.models import get_model
+from fedai.remote.flower import central, meet
 from fedai.remote.privacy import BudgetSpent, Privacy
-from fedai.train.stack import LiveState
+from fedai.remote.trainer import Trainer
+from fedai.train.live import LiveState
 
 pytest.importorskip('opacus')
 
@@ -40,14 +40,22 @@ def test_noise_is_gaussian_and_new_each_time(rows):
     live,sent,trained = rows
     clipped = Privacy(.5)(sent, trained, live.layout, set(live.tensors))
     p = Privacy(.5, .2, most=100.)
-    noise = np.stack([torch.cat([t.flatten() for t in update(live, clipped, p(sent, trained, live.layout, set(live.tensors))).values()]).numpy() for _ in range(20)])/(.5*.2)
+    def drawn():
+        new = update(live, clipped, p(sent, trained, live.layout, set(live.tensors)))
+        return torch.cat([t.flatten() for t in new.values()]).numpy()
+    noise = np.stack([drawn() for _ in range(20)])/(.5*.2)
     n = noise.size
-    assert abs(noise.mean()) < 5/n**.5 and abs(noise.var() - 1) < 5*(2/n)**.5 and abs((noise**4).mean() - 3) < 5*(96/n)**.5 and abs((np.abs(noise) > 1.959964).mean() - .05) < 5*(.0475/n)**.5
+    assert abs(noise.mean()) < 5/n**.5
+    assert abs(noise.var() - 1) < 5*(2/n)**.5
+    assert abs((noise**4).mean() - 3) < 5*(96/n)**.5
+    assert abs((np.abs(noise) > 1.959964).mean() - .05) < 5*(.0475/n)**.5
     C = np.corrcoef(noise)
     assert np.abs(C[~np.eye(20, dtype=bool)]).max() < 5/noise.shape[1]**.5
     state = torch.get_rng_state(),np.random.get_state()[1].copy()
     p(sent, trained, live.layout, set(live.tensors))
-    assert torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()   # drawn from nothing that a seed decides
+    # drawn from nothing that a seed decides
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert (state[1] == np.random.get_state()[1]).all()
 
 def test_the_account_outlives_the_process(rows, tmp_path):
     live,sent,trained = rows
@@ -69,7 +77,7 @@ def test_the_account_outlives_the_process(rows, tmp_path):
     with pytest.raises(ConfigError, match='`privacy`: expected an account that can be read'): Privacy(1., .1, path=path)
 
 def test_two_that_use_one_account(rows, tmp_path):
-    "As two federations with one site's key: what either releases counts for both, and a file that says less than what is known takes nothing back."
+    "As two federations with one site's key: what either releases counts for both, and a file that says less takes nothing back."
     live,sent,trained = rows
     path = tmp_path/'account.json'
     def release(p): return p(sent, trained, live.layout, set(live.tensors))
@@ -82,7 +90,8 @@ def test_two_that_use_one_account(rows, tmp_path):
     with pytest.raises(BudgetSpent): release(b)
     assert path_says == [[.1,5]] == json.loads(path.read_text())['steps']
     (tmp_path/'file').touch()
-    with pytest.raises(ConfigError, match='`privacy`: expected an account in a folder that can be written'): Privacy(1., .1, path=tmp_path/'file'/'account.json')
+    with pytest.raises(ConfigError, match='`privacy`: expected an account in a folder that can be written'):
+        Privacy(1., .1, path=tmp_path/'file'/'account.json')
 
 def test_charged_before_it_leaves(rows, tmp_path, monkeypatch):
     live,sent,trained = rows
@@ -92,7 +101,11 @@ def test_charged_before_it_leaves(rows, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError): p(sent, trained, live.layout, set(live.tensors))
     assert json.loads(path.read_text())['steps'] == [[.1,1]]
 
-@pytest.mark.parametrize('args,why', [(dict(clip=0), '`clip`'), (dict(clip=math.nan), '`clip`'), (dict(clip=True), '`clip`'), (dict(clip=1., noise=-1), '`noise`'), (dict(clip=1., noise='1'), '`noise`'), (dict(clip=1., noise=1., delta=1.), '`delta`'), (dict(clip=1., epsilon=1.), '`epsilon`: expected noise above 0'), (dict(clip=1., noise=1., epsilon=0), '`epsilon`'), (dict(clip=1., most=0), '`most`')])
+@pytest.mark.parametrize('args,why', [
+    (dict(clip=0), '`clip`'), (dict(clip=math.nan), '`clip`'), (dict(clip=True), '`clip`'),
+    (dict(clip=1., noise=-1), '`noise`'), (dict(clip=1., noise='1'), '`noise`'), (dict(clip=1., noise=1., delta=1.), '`delta`'),
+    (dict(clip=1., epsilon=1.), '`epsilon`: expected noise above 0'), (dict(clip=1., noise=1., epsilon=0), '`epsilon`'),
+    (dict(clip=1., most=0), '`most`')])
 def test_wrong_settings(args, why):
     with pytest.raises(ConfigError, match=why): Privacy(**args)
 
@@ -100,13 +113,15 @@ def test_in_a_run(make_cfg, tmp_path):
     "A site with noise that drowns its update, or no budget left, is left out; clipped ones move by C at most."
     from test_flower import Grid
     data = client_data(3)
-    live = LiveState(get_model(FedConfig(model='tiny', r=4)))
     privacies = [Privacy(.01), Privacy(1., 2.), Privacy(1., .1, epsilon=Privacy(1., .1).spent(1)*1.01, path=tmp_path/'a.json')]
     grid = Grid({10+k: Trainer(d, FedConfig(device='cpu'), privacy=p) for k,(d,p) in enumerate(zip(data, privacies))})
     clients = [dict(name=f's{k}', node=10+k) for k in range(3)]
     meet(grid, clients, 0)
     s = central(make_cfg(num_clients=3, rounds=2, name='local', lr=1e-2), clients, grid, [])
     h = s.fit()
-    assert [r['selected'] for r in h] == [[0,2],[0]] and h[0]['failed'] == {'1': 'ConfigError at the site, whose log says more'} and h[1]['failed']['2'] == 'BudgetSpent at the site, whose log says more'
+    assert [r['selected'] for r in h] == [[0,2],[0]]
+    assert h[0]['failed'] == {'1': 'ConfigError at the site, whose log says more'}
+    assert h[1]['failed']['2'] == 'BudgetSpent at the site, whose log says more'
     start,a,b = (s.store.layout.views(r) for r in (s.store.load_row(0, 0), s.store.load_row(0, 1), s.store.load_row(0, 2)))
-    for old,new in ((start,a),(a,b)): assert math.sqrt(sum((new[n].double() - old[n].double()).square().sum().item() for n in new)) == pytest.approx(.01, rel=1e-3)
+    def distance(old, new): return math.sqrt(sum((new[n].double() - old[n].double()).square().sum().item() for n in new))
+    for old,new in ((start,a),(a,b)): assert distance(old, new) == pytest.approx(.01, rel=1e-3)

@@ -7,7 +7,8 @@ from fedai.algorithms import get_server
 from fedai.clients import BaseClient
 from fedai.config import ConfigError, FedConfig
 
-pytestmark = [pytest.mark.xdist_group('machines'), pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='needs Ray')]   # which must not be imported before fedai does
+# Ray must not be imported before fedai does
+pytestmark = [pytest.mark.xdist_group('machines'), pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='needs Ray')]
 TWO = dict(workers=2, cpus=.5)
 
 class Moody(BaseClient):
@@ -24,7 +25,8 @@ class Moody(BaseClient):
 
 def listening():
     "Addresses on which this process, and those that it started, can be reached."
-    return {tuple(c.laddr) for p in [psutil.Process(), *psutil.Process().children(recursive=True)] for c in p.net_connections('inet') if c.status == 'LISTEN'}
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return {tuple(c.laddr) for p in ours for c in p.net_connections('inet') if c.status == 'LISTEN'}
 
 @pytest.fixture(scope='module')
 def cluster(tmp_path_factory):
@@ -43,7 +45,8 @@ def cluster(tmp_path_factory):
     torch.set_num_threads(threads)
 
 def test_lost_late_and_wrong_workers(make_cfg, cluster):
-    data,home = client_data(4),get_server(make_cfg(engine='sequential', rounds=5, keep_rounds=9), client_data(4), client_class=Moody, callbacks=[])
+    data = client_data(4)
+    home = get_server(make_cfg(engine='sequential', rounds=5, keep_rounds=9), client_data(4), client_class=Moody, callbacks=[])
     home.fit()
     cfg = make_cfg(engine='ray', engine_args={**TWO, 'retries': 1}, rounds=5, keep_rounds=9, timeout_s=10)
     away = get_server(cfg, data, client_class=Moody, callbacks=[])
@@ -67,7 +70,8 @@ def free_port():
 
 def test_a_machine_goes_away(make_cfg, tmp_path):
     "Two nodes, each started by `ray start`; one is killed in the second round."
-    env = {**os.environ, 'RAY_USAGE_STATS_ENABLED': '0', 'RAY_AUTH_MODE': 'disabled', 'MOODS': str(tmp_path), 'RAY_health_check_period_ms': '500', 'RAY_health_check_failure_threshold': '3', 'RAY_health_check_initial_delay_ms': '500', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'RAY_USAGE_STATS_ENABLED': '0', 'RAY_AUTH_MODE': 'disabled', 'MOODS': str(tmp_path), 'OMP_NUM_THREADS': '1',
+           'RAY_health_check_period_ms': '500', 'RAY_health_check_failure_threshold': '3', 'RAY_health_check_initial_delay_ms': '500'}
     fields = dict(model='tiny', device='cpu', num_clients=4, rounds=3, local_step=2, batch_size=3, r=4, clients_per_batch=1)
     (tmp_path/'run.py').write_text(f'''
 import importlib.util, os, signal, sys, time, torch
@@ -88,7 +92,10 @@ s.fit()
 assert s.store.check() == [] and not any('failed' in r for r in s.history)
 ''')
     port,nodes = free_port(),[]
-    def start(*args): return subprocess.Popen([str(Path(sys.executable).parent/'ray'), 'start', '--block', '--num-cpus=1', '--node-ip-address=127.0.0.1', '--object-store-memory=100000000', '--disable-usage-stats', *args], env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [str(Path(sys.executable).parent/'ray'), 'start', '--block', '--num-cpus=1', '--node-ip-address=127.0.0.1',
+               '--object-store-memory=100000000', '--disable-usage-stats']
+    def start(*args):
+        return subprocess.Popen([*command, *args], env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         nodes.append(start('--head', f'--port={port}', '--include-dashboard=false', '--min-worker-port=0', '--max-worker-port=0'))
         for _ in range(100):
@@ -96,7 +103,8 @@ assert s.store.check() == [] and not any('failed' in r for r in s.history)
                 if s.connect_ex(('127.0.0.1', port)) == 0: break
             time.sleep(.2)
         nodes.append(start(f'--address=127.0.0.1:{port}', '--min-worker-port=0', '--max-worker-port=0'))
-        away = subprocess.run([sys.executable, 'run.py', f'127.0.0.1:{port}', str(nodes[1].pid)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=110)
+        away = subprocess.run([sys.executable, 'run.py', f'127.0.0.1:{port}', str(nodes[1].pid)], cwd=tmp_path, env=env,
+                              capture_output=True, text=True, timeout=110)
         assert away.returncode == 0, away.stderr[-3000:]
         assert (tmp_path/'killed').exists()
     finally:
@@ -111,8 +119,12 @@ assert s.store.check() == [] and not any('failed' in r for r in s.history)
     a,b = ({str(p.relative_to(tmp_path/d)): p.read_bytes() for p in (tmp_path/d).rglob('*.safetensors')} for d in ('away','home'))
     assert a == b and len(a) > 4
 
-@pytest.mark.parametrize('args,why', [(dict(worker=2), r"settings of ray, .*did you mean 'workers'"), (dict(workers=0), 'workers`: expected a whole number of at least 1, got 0'), (dict(cpus='two'), "cpus`: expected a number of at least 0, got 'two'"),
-                                      (dict(gpus=-1), 'gpus`'), (dict(retries=1.5), 'retries`'), (dict(resources=[1]), 'resources`'), (dict(address=5), 'address`'), (dict(cpus=1000), 'what a machine of the cluster has'), (dict(resources={'a100': 1}), 'what a machine of the cluster has')])
+@pytest.mark.parametrize('args,why', [
+    (dict(worker=2), r"settings of ray, .*did you mean 'workers'"),
+    (dict(workers=0), 'workers`: expected a whole number of at least 1, got 0'),
+    (dict(cpus='two'), "cpus`: expected a number of at least 0, got 'two'"), (dict(gpus=-1), 'gpus`'), (dict(retries=1.5), 'retries`'),
+    (dict(resources=[1]), 'resources`'), (dict(address=5), 'address`'), (dict(cpus=1000), 'what a machine of the cluster has'),
+    (dict(resources={'a100': 1}), 'what a machine of the cluster has')])
 def test_wrong_settings_are_named(make_cfg, cluster, args, why):
     cfg = make_cfg(engine='ray', engine_args=args)
     with pytest.raises(ConfigError, match='`engine_args.*' + why): get_server(cfg, client_data(4), callbacks=[]).fit()

@@ -5,7 +5,8 @@ import numpy as np, pytest, torch
 from torch import nn
 from conftest import client_data, sums
 from test_plain import digits, net
-from fedai.algorithms import algorithm_classes, get_server
+from fedai.algorithms import get_server
+from fedai.servers import algorithm_classes
 from fedai.config import ConfigError
 from fedai.engines import Failure, Reply, SequentialEngine, engines, get_engine
 from fedai.models import get_base_model

@@ -7,10 +7,13 @@ from hypothesis import given, settings, strategies as st
 from conftest import client_data
 from fedai.algorithms import get_server
 from fedai.config import ConfigError, FedConfig
-from fedai.remote.flower import Trainer, central, meet, pack, unpack
 from fedai.graphs import average_matrix, complete_graph, mira_matrix
+from fedai.remote.flower import central, meet
+from fedai.remote.messages import pack, unpack
 from fedai.remote.privacy import Privacy
-from fedai.remote.secure import Member, checked_keys, even_groups, open_sum, sum_of
+from fedai.remote.secure import Member, checked_keys, sum_of
+from fedai.remote.sums import even_groups
+from fedai.remote.trainer import Trainer
 from fedai.store.rows import read_row
 from test_flower import Grid
 
@@ -35,7 +38,8 @@ def test_clients_make_the_same_step_from_sums(case, s):
         at += n
     M = mira_matrix(A[np.ix_(order, order)], s)
     groups,W = even_groups(M),np.random.default_rng(0).normal(size=(len(order), 3))
-    assert sorted(len(at) for at,_,_ in groups) == sorted(sizes) and sorted(i for at,_,_ in groups for i in at) == list(range(len(order)))
+    assert sorted(len(at) for at,_,_ in groups) == sorted(sizes)
+    assert sorted(i for at,_,_ in groups for i in at) == list(range(len(order)))
     out = np.full_like(W, np.nan)
     for at,w,a in groups:
         mean = sum(w[k]*W[i] for k,i in enumerate(at))
@@ -60,8 +64,9 @@ def test_uneven_graphs_are_refused(n, seed):
 
 class Net:
     "Members and what they say; `gone`: client -> the message from which on it is lost."
-    def __init__(self, values, w, gone={}):
-        self.values,self.w,self.gone,self.members,self.log = values,w,gone,{i: Member(i) for i in range(len(values))},{}
+    def __init__(self, values, w, gone=None):
+        self.values,self.w,self.gone,self.log = values,w,gone or {},{}
+        self.members = {i: Member(i) for i in range(len(values))}
     order = ('shares','mask','open')
     def exchange(self, op, says, check):
         got = {}
@@ -108,7 +113,8 @@ def test_masks_hide():
     from fedai.remote.secure import _crypto, _mask
     shamir,enc,_,_,asym = _crypto()
     private = asym.bytes_to_private_key(shamir.combine_shares([bytes.fromhex(b.log['open',i][0]['lost'][4]) for i in range(3)]))
-    for i in range(4): late = late - _mask(enc.generate_shared_key(private, asym.bytes_to_public_key(b.members[i].keys[0].encode())), 20_000)   # all that the server can take away
+    for i in range(4):   # all that the server can take away
+        late = late - _mask(enc.generate_shared_key(private, asym.bytes_to_public_key(b.members[i].keys[0].encode())), 20_000)
     assert abs(np.corrcoef(late.astype(float), values[4])[0,1]) < .03 and np.abs(late.view(np.int64)/2**40).max() > 1e5
     for i in range(4):
         with pytest.raises(ValueError, match='came before'): b.members[i].open([0,1,2,3,4])
@@ -123,13 +129,16 @@ def test_what_a_member_refuses():
         with pytest.raises(ValueError, match='keys: expected those of all'): ms[0].shares(bad, 3)
     for least in (2, 5):
         with pytest.raises(ValueError, match='least: expected'): ms[0].shares(keys, least)
-    with pytest.raises(ValueError, match='least: expected'): Member.shares(six := ready(6)[0][0], {**{i: Member(i).keys for i in range(1, 6)}, 0: six.keys}, 3)   # half of them could open both of two sums
+    six = ready(6)[0][0]
+    theirs = {**{i: Member(i).keys for i in range(1, 6)}, 0: six.keys}
+    with pytest.raises(ValueError, match='least: expected'): six.shares(theirs, 3)   # half of them could open both of two sums
     two,both = ready(2)
     with pytest.raises(ValueError, match='least: expected 3 or more'): two[0].shares(both, 2)
     sealed = {m.me: m.shares(keys, 3) for m in ms}
     with pytest.raises(ValueError, match='came before'): ms[0].shares(keys, 3)
     with pytest.raises(ValueError, match='expected those of at least 2 others'): ms[0].masked({1: sealed[1][0]}, np.zeros(2), 1.)
-    with pytest.raises(ValueError, match='expected those of at least 2 others'): ms[0].masked({7: sealed[1][0], 1: sealed[1][0], 2: sealed[2][0]}, np.zeros(2), 1.)
+    stranger = {7: sealed[1][0], 1: sealed[1][0], 2: sealed[2][0]}
+    with pytest.raises(ValueError, match='expected those of at least 2 others'): ms[0].masked(stranger, np.zeros(2), 1.)
     with pytest.raises(Exception): ms[1].masked({0: sealed[0][2], 2: sealed[2][1]}, np.zeros(2), 1.)   # sealed for another
     ms,keys = ready()
     sealed = {m.me: m.shares(keys, 3) for m in ms}
@@ -137,25 +146,31 @@ def test_what_a_member_refuses():
     from fedai.remote.secure import _crypto
     _,enc,join,*_ = _crypto()
     for src,dst in ((2, 0), (1, 3)):   # what 1 sealed for 0, but it says otherwise
-        with pytest.raises(ValueError, match='shares: expected those of 1 for 0'): ms[0].masked({**got, 1: enc.encrypt(ms[1].sealing[0], join(src, dst, b'b'*52, b'k'*52)).decode()}, np.zeros(2), 1.)
+        false = enc.encrypt(ms[1].sealing[0], join(src, dst, b'b'*52, b'k'*52)).decode()
+        with pytest.raises(ValueError, match='shares: expected those of 1 for 0'): ms[0].masked({**got, 1: false}, np.zeros(2), 1.)
         ms[0].held = {0: ms[0].held[0]}
     for v in (np.array([np.nan]), np.array([1024.]), np.array([-np.inf])):
-        with pytest.raises(ValueError, match='expected finite numbers'): Member.masked(SimpleNamespace(held={0: 0}, pairs={1: b'', 2: b'', 3: b''}, least=3, sealing=ms[0].sealing, me=0, seed=b''), got, v, 1.)
+        me = SimpleNamespace(held={0: 0}, pairs={1: b'', 2: b'', 3: b''}, least=3, sealing=ms[0].sealing, me=0, seed=b'')
+        with pytest.raises(ValueError, match='expected finite numbers'): Member.masked(me, got, v, 1.)
     ms[0].masked(got, np.zeros(2), 1.)
     with pytest.raises(ValueError, match='came before'): ms[0].masked(got, np.zeros(2), 1.)
     for there in ([1,2,3], [0,1], [0,1,9]):
         with pytest.raises(ValueError, match='there: expected at least 3'): ms[0].open(there)
-    for bad in (None, [], ['x','y'], [1,2], keys[0][:1], ['-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n']*2, ['x'*10**6]*2):
+    no_key = '-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n'
+    for bad in (None, [], ['x','y'], [1,2], keys[0][:1], [no_key]*2, ['x'*10**6]*2):
         with pytest.raises(ValueError, match='keys: expected two'): checked_keys(bad)
     from cryptography.hazmat.primitives import serialization as ser
     from cryptography.hazmat.primitives.asymmetric import ec
-    weak = ec.generate_private_key(ec.SECP192R1()).public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo).decode()
+    weak = ec.generate_private_key(ec.SECP192R1()).public_key()
+    weak = weak.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo).decode()
     with pytest.raises(ValueError, match='P-384'): checked_keys([weak, weak])
 
 # runs
 
-def federation(cfg, data, folder, spoil=None, site={}, **more):
-    grid = Grid({10+k: Trainer(d, FedConfig(device='cpu'), secret=bytes([k])*32, folder=folder/f's{k}', **{'only_sums': True, **site}) for k,d in enumerate(data)}, spoil)
+def federation(cfg, data, folder, spoil=None, **site):
+    site = {'only_sums': True, **site}
+    def trainer(k, d): return Trainer(d, FedConfig(device='cpu'), secret=bytes([k])*32, folder=folder/f's{k}', **site)
+    grid = Grid({10+k: trainer(k, d) for k,d in enumerate(data)}, spoil)
     clients = [dict(name=f's{k}', node=10+k) for k in range(len(data))]
     meet(grid, clients, 0)
     return central(cfg.replace(secure_aggregation=True), clients, grid, []),grid
@@ -165,10 +180,14 @@ def at_site(folder, k, store): return numbers(read_row(folder/f's{k}'/'adapter_m
 
 groups = np.kron(np.eye(2), np.ones((3,3))) - np.eye(6)
 runs = {
-    'mira': dict(graph='complete', coupling=.4), 'two groups': dict(n=6, coupling=.3, A=groups), 'a group and two alone': dict(n=5, coupling=.3, A=np.pad(groups[:3,:3], (0,2))),
-    'only some take part': dict(n=6, graph='complete', coupling=.5, m=.5, rounds=4), 'row': dict(graph='complete', normalise='row', lambda_=.3), 'schedule': dict(graph='complete', lambda_=.3, lr_schedule='linear'),
-    'fedavg': dict(name='fedavg'), 'some of fedavg': dict(name='fedavg', n=5, m=.6, rounds=4), 'fedprox': dict(name='fedprox'), 'fedsa': dict(name='fedsa'), 'ffa': dict(name='ffa'), 'rolora': dict(name='rolora'),
-    'local': dict(name='local'), 'fedavg_ft': dict(name='fedavg_ft'), 'adam': dict(name='fedavg', server_optimizer='adam'), 'ranks': dict(graph='complete', coupling=.4, ranks=[1,2,4]), 'ranks of one model': dict(name='fedavg', ranks=[1,2,4]),
+    'mira': dict(graph='complete', coupling=.4), 'two groups': dict(n=6, coupling=.3, A=groups),
+    'a group and two alone': dict(n=5, coupling=.3, A=np.pad(groups[:3,:3], (0,2))),
+    'only some take part': dict(n=6, graph='complete', coupling=.5, m=.5, rounds=4),
+    'row': dict(graph='complete', normalise='row', lambda_=.3), 'schedule': dict(graph='complete', lambda_=.3, lr_schedule='linear'),
+    'fedavg': dict(name='fedavg'), 'some of fedavg': dict(name='fedavg', n=5, m=.6, rounds=4), 'fedprox': dict(name='fedprox'),
+    'fedsa': dict(name='fedsa'), 'ffa': dict(name='ffa'), 'rolora': dict(name='rolora'),
+    'local': dict(name='local'), 'fedavg_ft': dict(name='fedavg_ft'), 'adam': dict(name='fedavg', server_optimizer='adam'),
+    'ranks': dict(graph='complete', coupling=.4, ranks=[1,2,4]), 'ranks of one model': dict(name='fedavg', ranks=[1,2,4]),
 }
 
 @pytest.mark.parametrize('how', runs)
@@ -180,7 +199,8 @@ def test_the_adapters_at_the_sites_are_those_of_one_place(make_cfg, tmp_path, ho
         kw['graph'] = str(tmp_path/'A.npy')
     data = client_data(n)
     data[1]['train'] = data[1]['train'][:7]
-    cfg = {**dict(num_clients=n, rounds=3, eval_every=2, optimizer='SGD', lr=.1), **kw}   # Adam makes much of what rounding leaves of gradients that are next to nothing
+    # Adam makes much of what rounding leaves of gradients that are next to nothing
+    cfg = {**dict(num_clients=n, rounds=3, eval_every=2, optimizer='SGD', lr=.1), **kw}
     home = get_server(make_cfg(engine='sequential', **cfg), data, callbacks=[])
     home.fit()
     s,_ = federation(make_cfg(**cfg), data, tmp_path)
@@ -192,16 +212,20 @@ def test_the_adapters_at_the_sites_are_those_of_one_place(make_cfg, tmp_path, ho
         assert b[i]['loss'] == pytest.approx(a[i]['loss'], rel=1e-5)
     for r,q in zip(home.history, s.history):
         assert r['selected'] == q['selected'] and r['pull'] == q['pull'] and 'failed' not in q
-        assert list(r['loss'].values()) == pytest.approx(list(q['loss'].values()), rel=1e-4) and r.get('mean_test_loss', 0) == pytest.approx(q.get('mean_test_loss', 0), rel=1e-4)
+        assert list(r['loss'].values()) == pytest.approx(list(q['loss'].values()), rel=1e-4)
+        assert r.get('mean_test_loss', 0) == pytest.approx(q.get('mean_test_loss', 0), rel=1e-4)
     unknown = ('a group and two alone','only some take part','fedsa','local','fedavg_ft','ranks')   # the mean over what only the sites have
     assert ('average' in s.scorecard) == ('average' in home.scorecard and how not in unknown)
-    if 'average' in s.scorecard: assert s.scorecard['average']['mean']['loss'] == pytest.approx(home.scorecard['average']['mean']['loss'], rel=1e-5)
-    if how in ('mira','two groups'): assert max(np.abs(at_site(tmp_path, i, home.store) - numbers(s.store.load_row(i))).max() for i in range(n)) > 1e-4   # it is not the server's
+    if 'average' in s.scorecard:
+        assert s.scorecard['average']['mean']['loss'] == pytest.approx(home.scorecard['average']['mean']['loss'], rel=1e-5)
+    if how in ('mira','two groups'):   # it is not the server's
+        assert max(np.abs(at_site(tmp_path, i, home.store) - numbers(s.store.load_row(i))).max() for i in range(n)) > 1e-4
 
 def test_no_adapter_leaves_a_site(make_cfg, tmp_path):
     "Nothing of what was trained, in no message and in no file of the server; of the mean, everything."
     data,said = client_data(3),[]
-    s,_ = federation(make_cfg(num_clients=3, rounds=2, graph='complete', coupling=.3, keep_trained=True, keep_rounds=9), data, tmp_path, lambda node, kind, r: said.append(r) or r)
+    cfg = make_cfg(num_clients=3, rounds=2, graph='complete', coupling=.3, keep_trained=True, keep_rounds=9)
+    s,_ = federation(cfg, data, tmp_path, lambda node, kind, r: said.append(r) or r)
     trained,real = [],s.engine.grid.trainers
     for t in real.values():
         keep = t._keep
@@ -224,7 +248,8 @@ def losing(node, op, reply=None):
     "A spoiler: this node's answer to one kind of message, in round 1, is lost or changed."
     def spoil(grid_node, kind, r):
         say = unpack(r)[0] if r else {}
-        is_it = grid_node == node and kind == 'train' and say.get('round') == 1 and {'train': 'keys', 'shares': 'shares', 'open': 'lost'}.get(op, 'round') in say and (op != 'mask' or set(say) == {'round'})
+        has = {'train': 'keys', 'shares': 'shares', 'open': 'lost'}.get(op, 'round') in say and (op != 'mask' or set(say) == {'round'})
+        is_it = grid_node == node and kind == 'train' and say.get('round') == 1 and has
         return (reply(*unpack(r)) if reply else 'lost') if is_it else r
     return spoil
 
@@ -246,18 +271,35 @@ def test_one_is_lost_at_any_message(make_cfg, tmp_path, op):
     s.test()
     for i in range(4): assert np.abs(at_site(tmp_path, i, home.store) - numbers(home.store.load_row(i))).max() < 1e-6
 
+def noise(shape): return np.random.default_rng(0).integers(0, 2**64, shape, np.uint64)
+
 hostile = {
-    'no keys': ('train', lambda say, arrays: pack({k: v for k,v in say.items() if k != 'keys'}), 'keys: expected two', 0), 'a key twice': ('train', lambda say, arrays: pack({**say, 'keys': say['keys'][:1]*2}), 'Error at the site', 3), 'its adapter': ('train', lambda say, arrays: pack(say, **{'row/1': np.zeros(8, np.uint8)}), 'expected rows', 0),
-    'no shares': ('shares', lambda say, arrays: pack(dict(round=1)), 'shares: expected a text', 0), 'shares for others': ('shares', lambda say, arrays: pack({**say, 'shares': {**say['shares'], '1': 'x'}}), 'shares: expected a text', 0), 'a long share': ('shares', lambda say, arrays: pack({**say, 'shares': {k: 'x'*10_000 for k in say['shares']}}), 'shares: expected a text', 0), 'shares that are none': ('shares', lambda say, arrays: pack({**say, 'shares': {k: 'x'*100 for k in say['shares']}}), 'at the site|left for a sum', 3),
-    'another length': ('mask', lambda say, arrays: pack(say, masked=arrays['masked'][:-1]), 'masked: expected', 0), 'floats': ('mask', lambda say, arrays: pack(say, masked=arrays['masked'].astype(np.float64)), 'masked: expected', 0), 'nothing masked': ('mask', lambda say, arrays: pack(say), 'masked: expected', 0), 'noise': ('mask', lambda say, arrays: pack(say, masked=np.random.default_rng(0).integers(0, 2**64, arrays['masked'].shape, np.uint64)), 'a sum that can not be', 3), 'far too long': ('mask', lambda say, arrays: bytes(10**6), 'of at most', 0),
-    'no shares to open': ('open', lambda say, arrays: pack(dict(round=1, there={}, lost={})), None, 0), 'wrong shares': ('open', lambda say, arrays: pack({**say, 'there': {k: v[:8] + '0'*(len(v)-8) for k,v in say['there'].items()}}), '.', 3), 'no hex': ('open', lambda say, arrays: pack({**say, 'there': {k: 'zz' for k in say['there']}}), '.', 3),
+    'no keys': ('train', lambda say, arrays: pack({k: v for k,v in say.items() if k != 'keys'}), 'keys: expected two', 0),
+    'a key twice': ('train', lambda say, arrays: pack({**say, 'keys': say['keys'][:1]*2}), 'Error at the site', 3),
+    'its adapter': ('train', lambda say, arrays: pack(say, **{'row/1': np.zeros(8, np.uint8)}), 'expected rows', 0),
+    'no shares': ('shares', lambda say, arrays: pack(dict(round=1)), 'shares: expected a text', 0),
+    'shares for others': ('shares', lambda say, arrays: pack({**say, 'shares': {**say['shares'], '1': 'x'}}), 'shares: expected a text', 0),
+    'a long share': ('shares', lambda say, arrays: pack({**say, 'shares': dict.fromkeys(say['shares'], 'x'*10_000)}),
+                     'shares: expected a text', 0),
+    'shares that are none': ('shares', lambda say, arrays: pack({**say, 'shares': dict.fromkeys(say['shares'], 'x'*100)}),
+                             'at the site|left for a sum', 3),
+    'another length': ('mask', lambda say, arrays: pack(say, masked=arrays['masked'][:-1]), 'masked: expected', 0),
+    'floats': ('mask', lambda say, arrays: pack(say, masked=arrays['masked'].astype(np.float64)), 'masked: expected', 0),
+    'nothing masked': ('mask', lambda say, arrays: pack(say), 'masked: expected', 0),
+    'noise': ('mask', lambda say, arrays: pack(say, masked=noise(arrays['masked'].shape)), 'a sum that can not be', 3),
+    'far too long': ('mask', lambda say, arrays: bytes(10**6), 'of at most', 0),
+    'no shares to open': ('open', lambda say, arrays: pack(dict(round=1, there={}, lost={})), None, 0),
+    'wrong shares': ('open', lambda say, arrays: pack({**say, 'there': {k: v[:8] + '0'*len(v[8:]) for k,v in say['there'].items()}}),
+                     '.', 3),
+    'no hex': ('open', lambda say, arrays: pack({**say, 'there': dict.fromkeys(say['there'], 'zz')}), '.', 3),
 }
 
 @pytest.mark.parametrize('how', hostile)
 def test_a_hostile_site_in_a_sum(make_cfg, tmp_path, how):
     "It is named, or the sum is refused; never is there something else in the states than a mean of adapters. The run goes on."
     op,reply,why,all = hostile[how]
-    s,_ = federation(make_cfg(num_clients=7, rounds=3, name='mira', graph=str(_graph(tmp_path)), coupling=.3), client_data(7), tmp_path, losing(11, op, reply))
+    cfg = make_cfg(num_clients=7, rounds=3, name='mira', graph=str(_graph(tmp_path)), coupling=.3)
+    s,_ = federation(cfg, client_data(7), tmp_path, losing(11, op, reply))
     h = s.fit()
     failed = h[1].get('failed', {})
     if why is None: assert not failed
@@ -311,25 +353,33 @@ def test_a_site_that_lost_its_states_is_named(make_cfg, tmp_path, capsys):
     assert list(s.scorecard['untested']) == ['2']
 
 def test_a_site_may_insist(make_cfg, tmp_path, capsys):
-    "With `only_sums` it doesn't send what the server asks of it in the clear; without a folder it can't take part in sums; a server can't name its files."
+    """With `only_sums` it doesn't send what the server asks of it in the clear; without a folder it can't take part in sums; a server can't
+    name its files."""
     t = Trainer(client_data(1)[0], FedConfig(device='cpu'), folder=tmp_path/'x', only_sums=True)
     e = federation(make_cfg(num_clients=3, graph='complete'), client_data(3), tmp_path)[0].engine
     say = e.say(0, 'train', ids=[0])
     row = e.server.store.load_row(0).numpy()
-    assert unpack(t(pack(say, **{'row/0': row})))[0] == dict(error='ValueError') and 'with `--only-sums` at this site' in capsys.readouterr().err
-    assert 'keys' in unpack(t(pack({**say, 'sum': dict(took=None, own=0.)}, **{'row/0': row})))[0]
-    capsys.readouterr()
+    def reply(say, trainer=None, **arrays):
+        "What the site says, and what stands in its log."
+        return unpack((trainer or t)(pack(say, **arrays)))[0],capsys.readouterr().err
+    said,written = reply(say, **{'row/0': row})
+    assert said == dict(error='ValueError') and 'with `--only-sums` at this site' in written
+    assert 'keys' in reply({**say, 'sum': dict(took=None, own=0.)}, **{'row/0': row})[0]
     for took in ('../../../etc/x', -1, 1.5, True):
-        assert 'error' in unpack(t(pack({**say, 'sum': dict(took=took, own=0.)}, **{'row/0': row})))[0] and 'expected a number' in capsys.readouterr().err
-    assert 'error' in unpack(t(pack(dict(op='mask', round=5, weight=1., shares={}))))[0] and 'no sum of this one' in capsys.readouterr().err
-    assert 'error' in unpack(t(pack(dict(op='mask', round=0, weight=7., shares={}))))[0] and 'weight: expected' in capsys.readouterr().err
-    t = Trainer(client_data(1)[0], FedConfig(device='cpu'))
-    assert 'error' in unpack(t(pack({**say, 'sum': dict(took=None, own=0.)}, **{'row/0': row})))[0] and '`folder`' in capsys.readouterr().err
+        said,written = reply({**say, 'sum': dict(took=took, own=0.)}, **{'row/0': row})
+        assert 'error' in said and 'expected a number' in written
+    said,written = reply(dict(op='mask', round=5, weight=1., shares={}))
+    assert 'error' in said and 'no sum of this one' in written
+    said,written = reply(dict(op='mask', round=0, weight=7., shares={}))
+    assert 'error' in said and 'weight: expected' in written
+    bare = Trainer(client_data(1)[0], FedConfig(device='cpu'))
+    said,written = reply({**say, 'sum': dict(took=None, own=0.)}, bare, **{'row/0': row})
+    assert 'error' in said and '`folder`' in written
 
 def test_noise_before_the_sum(make_cfg, tmp_path):
     "A site's update is clipped before it is masked; what it goes on from is what it sent."
     data = client_data(3)
-    s,_ = federation(make_cfg(num_clients=3, rounds=1, name='fedavg', lr=.05), data, tmp_path, site=dict(privacy=Privacy(clip=.01)))
+    s,_ = federation(make_cfg(num_clients=3, rounds=1, name='fedavg', lr=.05), data, tmp_path, privacy=Privacy(clip=.01))
     s.fit()
     start = numbers(s.store.load_row(0, 0))
     assert 1e-4 < np.linalg.norm(numbers(s.store.load_row(0)) - start) <= .01 + 1e-6
@@ -337,9 +387,14 @@ def test_noise_before_the_sum(make_cfg, tmp_path):
     assert np.linalg.norm(mine - start) == pytest.approx(.01, rel=1e-3)
 
 @pytest.mark.parametrize('kw,why', [
-    (dict(graph='ring', num_clients=4), r'`graph`: expected one on which clients are joined evenly'), (dict(graph='random', num_clients=5), 'joined evenly'), (dict(graph='complete', num_clients=2), 'at least 3 clients in a sum'), (dict(name='fedavg', num_clients=2), 'at least 3 clients'), (dict(name='fedavg', num_clients=4, m=.25), 'at least 3 clients'),
-    (dict(name='ditto', num_clients=3), 'false for ditto, whose rounds are more'), (dict(name='fedex', num_clients=3), 'false for fedex'), (dict(name='flora', num_clients=3), 'false for flora'), (dict(name='hetlora', num_clients=3), 'looks at single adapters'), (dict(name='cfl', num_clients=3), 'false for cfl'),
-    (dict(graph='learned', num_clients=3), 'looks at single adapters'), (dict(graph='complete', num_clients=3, space='product'), '`space`'), (dict(graph='complete', num_clients=3, server_optimizer='adam'), '`server_optimizer`'),
+    (dict(graph='ring', num_clients=4), r'`graph`: expected one on which clients are joined evenly'),
+    (dict(graph='random', num_clients=5), 'joined evenly'), (dict(graph='complete', num_clients=2), 'at least 3 clients in a sum'),
+    (dict(name='fedavg', num_clients=2), 'at least 3 clients'), (dict(name='fedavg', num_clients=4, m=.25), 'at least 3 clients'),
+    (dict(name='ditto', num_clients=3), 'false for ditto, whose rounds are more'), (dict(name='fedex', num_clients=3), 'false for fedex'),
+    (dict(name='flora', num_clients=3), 'false for flora'), (dict(name='hetlora', num_clients=3), 'looks at single adapters'),
+    (dict(name='cfl', num_clients=3), 'false for cfl'),
+    (dict(graph='learned', num_clients=3), 'looks at single adapters'), (dict(graph='complete', num_clients=3, space='product'), '`space`'),
+    (dict(graph='complete', num_clients=3, server_optimizer='adam'), '`server_optimizer`'),
 ])
 def test_what_needs_single_adapters_is_refused(make_cfg, tmp_path, kw, why):
     with pytest.raises(ConfigError, match=why): federation(make_cfg(rounds=2, **kw), client_data(kw['num_clients']), tmp_path)
@@ -347,13 +402,16 @@ def test_what_needs_single_adapters_is_refused(make_cfg, tmp_path, kw, why):
 
 def test_the_settings_are_refused_before_anything_starts(make_cfg):
     from fedai.remote.flower import check_config
-    for kw,why in ((dict(graph='ring'), 'all together: 4 clients'), (dict(), 'joined evenly'), (dict(name='ditto'), 'false for ditto'), (dict(name='fedavg', num_clients=2), 'at least 3')):
+    for kw,why in ((dict(graph='ring'), 'all together: 4 clients'), (dict(), 'joined evenly'), (dict(name='ditto'), 'false for ditto'),
+                   (dict(name='fedavg', num_clients=2), 'at least 3')):
         with pytest.raises(ConfigError, match=why): check_config(make_cfg(secure_aggregation=True, **{'num_clients': 4, **kw}))
     check_config(make_cfg(secure_aggregation=True, graph='complete'))
 
 def test_only_in_a_federation(make_cfg, tmp_path):
-    with pytest.raises(ConfigError, match='`secure_aggregation`: expected false but in a federation'): get_server(make_cfg(secure_aggregation=True), client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match='`secure_aggregation`: expected false but in a federation'):
+        get_server(make_cfg(secure_aggregation=True), client_data(4), callbacks=[])
     data,cfg = client_data(3),make_cfg(num_clients=3, rounds=1, graph='complete')
     s,_ = federation(cfg, data, tmp_path)
     s.fit()
-    with pytest.raises(ConfigError, match='secure_aggregation'): get_server(cfg.replace(secure_aggregation=True), data, callbacks=[])   # the folder has means, and no client's adapter
+    with pytest.raises(ConfigError, match='secure_aggregation'):   # the folder has means, and no client's adapter
+        get_server(cfg.replace(secure_aggregation=True), data, callbacks=[])

@@ -4,8 +4,9 @@ from peft import LoraConfig, get_peft_model
 from conftest import sums
 from fedai.data.prompts import train_batch
 from fedai.models import get_base_model, get_model, get_tokenizer
-from fedai.train.stack import LiveState
-from fedai.train.tasks import Job, TextTask, batch_indices, local_steps
+from fedai.train.live import LiveState
+from fedai.train.local import Job, batch_indices, local_steps
+from fedai.train.tasks import TextTask
 from fedai.utils import rng
 
 def plain(cfg, tok, state, items, t, k):

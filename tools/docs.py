@@ -151,10 +151,16 @@ def value(v):
 def cell(s): return re.sub(r'\s+', ' ', s.replace('|', '\\|')).strip()
 def code_cell(s): return f'`{s}`' if s else ''   # a pipe in code separates nothing
 
+def said_of(o, field):
+    "The comment beside a field of a `NamedTuple` class; nothing for one that `namedtuple` made."
+    if not o.__annotations__: return None
+    said = re.search(rf'^\s+{field}:[^#\n]*# (.*)$', inspect.getsource(o), re.M)
+    return said and said[1]
+
 def params(o, above=()):
     "Parameter -> what docments know of it, or of the first of those that it overrides that says something, without `self`; its fields for a namedtuple."
     none = inspect.Parameter.empty
-    if hasattr(o, '_fields'): return {f: dict(docment=None, anno=none, default=o._field_defaults.get(f, none)) for f in o._fields}
+    if hasattr(o, '_fields'): return {f: dict(docment=said_of(o, f), anno=o.__annotations__.get(f, none), default=o._field_defaults.get(f, none)) for f in o._fields}
     if isinstance(o, type) and issubclass(o, Exception) and '__init__' not in vars(o): return {}
     if isinstance(o, type) and o.__init__ is object.__init__: return {}
     made = {f.name: dict(default=f.default_factory()) for f in dataclasses.fields(o) if f.default_factory is not dataclasses.MISSING} if dataclasses.is_dataclass(o) else {}
@@ -213,7 +219,7 @@ def entry(name,      # what it is called
     ps = params(o, above) if call else {}
     parts = [head, fence(signature(name, ps) if call else name, 'python')]
     bare = hasattr(o, '_fields') and o.__doc__.startswith(name + '(')   # a namedtuple whose docstring nobody wrote
-    inherits = isinstance(o, type) and '__init__' not in vars(o)            # the base explains what it takes
+    inherits = isinstance(o, type) and '__init__' not in vars(o) and not hasattr(o, '_fields')   # the base explains what it takes
     parts += [beside(name, page)] if bare else [markdown(inspect.getdoc(o) or '', 'README.md', page), '' if inherits else table(ps, page)]
     if isinstance(o, type):
         bases = [b.__name__ for b in o.__bases__ if b not in (object,tuple) and b.__name__[0] != '_']

@@ -6,121 +6,187 @@
 __all__ = ['templates', 'DataError', 'check_messages', 'conversation_examples', 'check_example', 'fill_template', 'Encoded',
            'Prompter', 'encode_all', 'pad_batch', 'train_batch', 'prompt_batch', 'by_length']
 
-# %% ../../nbs/data/00_prompts.ipynb #26d856d1
+# %% ../../nbs/data/00_prompts.ipynb #866c3354
 import hashlib, json, re
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from fastcore.basics import patch
 from xxhash import xxh3_128
-from ..config import ConfigError, UserError
+from ..config import ConfigError, UserError, expect
 
-# %% ../../nbs/data/00_prompts.ipynb #f7953036
+# %% ../../nbs/data/00_prompts.ipynb #c1648d30
 class DataError(UserError):
     "An example that can't be used: says where it is and what is wrong."
 
-def _short(v): return r if len(r := repr(v)) <= 100 else r[:97] + '...'
+def _short(v):
+    "`v` as it would be written in Python, cut where it is long."
+    r = repr(v)
+    return r if len(r) <= 100 else r[:97] + '...'
 
+# %% ../../nbs/data/00_prompts.ipynb #8c655349
 def _check_text(v, name, where, needed=True):
-    "Is `v` text that can be tokenised, and not blank where it is needed?"
-    if not isinstance(v, str): raise DataError(f"{where}: `{name}` must be text, got {_short(v)}" + (f' (as text: "{v}")' if type(v) in (int,float) else ''))
+    "Raise `DataError` unless `v` is text that can be tokenised, and not blank where it is needed."
+    if not isinstance(v, str):
+        as_text = f' (as text: "{v}")' if type(v) in (int,float) else ''
+        raise DataError(f"{where}: `{name}` must be text, got {_short(v)}{as_text}")
     if needed and not v.strip(): raise DataError(f"{where}: `{name}` is empty")
     if '\0' in v: raise DataError(f"{where}: `{name}` has a NUL character (is the file UTF-16?)")
-    if not v.isascii():
-        try: v.encode()
-        except UnicodeEncodeError as e: raise DataError(f"{where}: `{name}` has half of a surrogate pair, {v[e.start]!r}, at character {e.start}") from e
+    if v.isascii(): return
+    try: v.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: `{name}` has half of a surrogate pair, {v[e.start]!r}, at character {e.start}") from e
 
+# %% ../../nbs/data/00_prompts.ipynb #29889b88
 def _check_line(v, name, where):
-    "Can text be a name, in a line of a table?"
-    if re.search(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', v): raise DataError(f"{where}: `{name}` must be one line without control characters, got {_short(v)}")
+    "Raise `DataError` unless text can be a name in a line of a table."
+    if re.search(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', v):
+        raise DataError(f"{where}: `{name}` must be one line without control characters, got {_short(v)}")
 
-_roles = {'system': 'system', 'user': 'user', 'human': 'user', **dict.fromkeys(('assistant','gpt','chatgpt','bard','bing','model'), 'assistant')}
+# %% ../../nbs/data/00_prompts.ipynb #5ae97f0c
+_roles = {'system': 'system', 'user': 'user', 'human': 'user',
+          **dict.fromkeys(('assistant','gpt','chatgpt','bard','bing','model'), 'assistant')}
 
+def _turn(t, i, where):
+    "The name that turn `i` gives its speaker, the speaker's role, and what is said."
+    if not isinstance(t, dict): raise DataError(f"{where}: turn {i} must be a dict with `role` and `content`, got {_short(t)}")
+    said,text = (t['role'],t.get('content')) if 'role' in t else (t.get('from'),t.get('value'))
+    role = _roles.get(said) if isinstance(said, str) else None
+    if role is None: raise DataError(f"{where}: turn {i} must be of the system, the user or the assistant, got {_short(said)}")
+    if t.get('tool_calls') or t.get('function_call'): raise DataError(f"{where}: turn {i} calls a tool, which can't be learned here")
+    return said,role,text
+
+# %% ../../nbs/data/00_prompts.ipynb #03ea4faa
 def check_messages(messages,  # list of turns: dicts with `role` and `content`, or with `from` and `value`
                    where:str, # its place, for the error
                   )->list:    # turns as {'role', 'content'}: a system message perhaps, then user and assistant in turn
     "The turns of a conversation; raises `DataError` for one that isn't one."
-    if not isinstance(messages, list) or not messages: raise DataError(f"{where}: `messages` must be a list of turns, got {_short(messages)}")
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: `messages` must be a list of turns, got {_short(messages)}")
     out = []
     for i,t in enumerate(messages):
-        if not isinstance(t, dict): raise DataError(f"{where}: turn {i} must be a dict with `role` and `content`, got {_short(t)}")
-        said,text = (t['role'],t.get('content')) if 'role' in t else (t.get('from'),t.get('value'))
-        role = _roles.get(said) if isinstance(said, str) else None
-        if role is None: raise DataError(f"{where}: turn {i} must be of the system, the user or the assistant, got {_short(said)}")
-        if t.get('tool_calls') or t.get('function_call'): raise DataError(f"{where}: turn {i} calls a tool, which can't be learned here")
-        if role == 'system' and not text and not i: continue   # no system message
+        said,role,text = _turn(t, i, where)
+        if role == 'system' and not text and not i: continue
         _check_text(text, f'content of turn {i}', where)
         due = 'assistant' if out and out[-1]['role'] == 'user' else 'user'
         if role == 'system' and i: raise DataError(f"{where}: turn {i} is the system's, which must come first")
-        if role not in ('system', due): raise DataError(f"{where}: turn {i} must be the {due}'s" + ('' if out else ', who begins') + f", got {said!r}")
+        if role not in ('system', due):
+            begins = '' if out else ', who begins'
+            raise DataError(f"{where}: turn {i} must be the {due}'s{begins}, got {said!r}")
         out.append(dict(role=role, content=text))
     return out
 
-# %% ../../nbs/data/00_prompts.ipynb #6c1c4341
+# %% ../../nbs/data/00_prompts.ipynb #b55fc7bc
 def _conversation(turns):
+    "Hash of a conversation's turns up to the user's first."
     first = next(i for i,t in enumerate(turns) if t['role'] == 'user')
-    return hashlib.sha256(json.dumps([t['content'] for t in turns[:first+1]]).encode()).hexdigest()[:16]
+    said = [t['content'] for t in turns[:first+1]]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 def conversation_examples(turns,       # a checked conversation; a question at its end that nobody answers is left out
                           where:str,   # its place, for the error
                           which='all', # 'all': an example for each answer; 'last': one for the last
                          )->list:      # examples with `messages`, `instruction`, `output` and `conversation`
     "Examples for the assistant's turns of a conversation."
-    ends = [i for i,t in enumerate(turns) if t['role'] == 'assistant']
-    if not ends: raise DataError(f"{where}: the assistant has no turn in the conversation")
+    answers = [i for i,t in enumerate(turns) if t['role'] == 'assistant']
+    if not answers: raise DataError(f"{where}: the assistant has no turn in the conversation")
+    if which == 'last': answers = answers[-1:]
     id = _conversation(turns)
-    return [dict(messages=turns[:i], instruction=turns[i-1]['content'], output=turns[i]['content'], conversation=id) for i in (ends if which == 'all' else ends[-1:])]
+    return [dict(messages=turns[:i], instruction=turns[i-1]['content'], output=turns[i]['content'], conversation=id) for i in answers]
 
-# %% ../../nbs/data/00_prompts.ipynb #e92e8f8a
+# %% ../../nbs/data/00_prompts.ipynb #6d1d9ba6
+def _with_messages(ex, where):
+    "An example that has a conversation, in full: its turns up to the question, and the answer."
+    turns,answered = check_messages(ex['messages'], where),ex.get('output') is not None
+    asked = bool(turns) and turns[-1]['role'] == 'user'
+    if asked and not answered: raise DataError(f"{where}: the conversation ends with a question, and there is no `output`")
+    if answered and not asked: raise DataError(f"{where}: the conversation ends with an answer, and there is an `output` besides")
+    if ex.get('input'): raise DataError(f"{where}: `messages` and `input` can't both be there")
+    if asked: found = dict(messages=turns, instruction=turns[-1]['content'], conversation=_conversation(turns))
+    else: found = conversation_examples(turns, where, 'last')[0]
+    if ex.get('instruction', found['instruction']) != found['instruction']:
+        raise DataError(f"{where}: `instruction` must be what the user says last in `messages`")
+    return {**found, **{k: v for k,v in ex.items() if k != 'messages' and v is not None}}
+
+# %% ../../nbs/data/00_prompts.ipynb #0b31f7d1
+def _check_answers(ex, where):
+    "Raise `DataError` unless the `references` and `choices` of an example, where it has them, agree with its output."
+    right,choices = ex.get('references'),ex.get('choices')
+    for k,v in (('references',right), ('choices',choices)):
+        if v is None: continue
+        if not isinstance(v, list): raise DataError(f"{where}: `{k}` must be a list of text, got {_short(v)}")
+        for i,o in enumerate(v): _check_text(o, f'{k}[{i}]', where)
+    if right is not None and right[:1] != [ex['output']]:
+        raise DataError(f"{where}: `references` must begin with `output`, got {_short(right)}")
+    if choices is None: return
+    if len(set(choices)) < 2: raise DataError(f"{where}: `choices` must have at least two different ones, got {_short(choices)}")
+    if ex['output'] not in choices:
+        raise DataError(f"{where}: `output` must be one of `choices`, {_short(choices)}, got {_short(ex['output'])}")
+
+# %% ../../nbs/data/00_prompts.ipynb #f0d7b583
+_texts = dict(instruction=True, output=True, input=False, task=False, client=False, conversation=False)   # must it be there?
+
 def check_example(ex,        # what should be an example
                   where:str, # its place, for the error: 'client 3, train example 17'
                  )->dict:    # `ex`; if it is a conversation that ends with the answer, its last example
     "`ex`, if it has text to learn from; raises `DataError` otherwise."
-    if not isinstance(ex, dict): raise DataError(f"{where}: expected a dict with `instruction` and `output`, got {type(ex).__name__}")
-    if ex.get('messages') is not None:
-        turns = check_messages(ex['messages'], where)
-        asked = bool(turns) and turns[-1]['role'] == 'user'
-        if asked and ex.get('output') is None: raise DataError(f"{where}: the conversation ends with a question, and there is no `output`")
-        if not asked and ex.get('output') is not None: raise DataError(f"{where}: the conversation ends with an answer, and there is an `output` besides")
-        if ex.get('input'): raise DataError(f"{where}: `messages` and `input` can't both be there")
-        mine = dict(messages=turns, instruction=turns[-1]['content'], conversation=_conversation(turns)) if asked else conversation_examples(turns, where, 'last')[0]
-        if ex.get('instruction', mine['instruction']) != mine['instruction']: raise DataError(f"{where}: `instruction` must be what the user says last in `messages`")
-        ex = {**mine, **{k: v for k,v in ex.items() if k != 'messages' and v is not None}}
-    for k,needed in (('instruction',True), ('output',True), ('input',False), ('task',False), ('client',False), ('conversation',False)):
+    if not isinstance(ex, dict):
+        raise DataError(f"{where}: expected a dict with `instruction` and `output`, got {type(ex).__name__}")
+    if ex.get('messages') is not None: ex = _with_messages(ex, where)
+    for k,needed in _texts.items():
         v = ex.get(k)
         if v is not None or needed: _check_text(v, k, where, needed)
         if v and k in ('task','client'): _check_line(v, k, where)
-    for k in ('references','choices'):
-        v = ex.get(k)
-        if v is None: continue
-        if not isinstance(v, list): raise DataError(f"{where}: `{k}` must be a list of text, got {_short(v)}")
-        for i,o in enumerate(v): _check_text(o, f'{k}[{i}]', where)
-    if ex.get('references') is not None and ex['references'][:1] != [ex['output']]: raise DataError(f"{where}: `references` must begin with `output`, got {_short(ex['references'])}")
-    if (c := ex.get('choices')) is not None:
-        if len(set(c)) < 2: raise DataError(f"{where}: `choices` must have at least two different ones, got {_short(c)}")
-        if ex['output'] not in c: raise DataError(f"{where}: `output` must be one of `choices`, {_short(c)}, got {_short(ex['output'])}")
+    _check_answers(ex, where)
     return ex
 
-# %% ../../nbs/data/00_prompts.ipynb #4d4c3411
-_alpaca = 'Below is an instruction that describes a task{more}. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
-templates = dict(   # name -> (with an input, without)
-    instruction=('### Instruction:\n{instruction}\n\n{input}\n\n### Response:\n', '### Instruction:\n{instruction}\n\n### Response:\n'),
-    alpaca=(_alpaca.replace('{more}', ', paired with an input that provides further context') + '### Input:\n{input}\n\n### Response:\n', _alpaca.replace('{more}', '') + '### Response:\n'),
-    definition=('Definition: {instruction}\n\nNow complete the following example -\nInput: {input}\nOutput: ', 'Definition: {instruction}\n\nOutput: '))
+# %% ../../nbs/data/00_prompts.ipynb #b2bc57fd
+_alpaca = ('Below is an instruction that describes a task{more}. Write a response that appropriately completes the request.\n\n'
+           '### Instruction:\n{instruction}\n\n')
+_with_input = _alpaca.replace('{more}', ', paired with an input that provides further context') + '### Input:\n{input}\n\n'
 
+templates = dict(   # name -> (with an input, without)
+    instruction=('### Instruction:\n{instruction}\n\n{input}\n\n### Response:\n',
+                 '### Instruction:\n{instruction}\n\n### Response:\n'),
+    alpaca=(_with_input + '### Response:\n',
+            _alpaca.replace('{more}', '') + '### Response:\n'),
+    definition=('Definition: {instruction}\n\nNow complete the following example -\nInput: {input}\nOutput: ',
+                'Definition: {instruction}\n\nOutput: '))
+
+# %% ../../nbs/data/00_prompts.ipynb #511ad772
 def fill_template(template:str,   # one of `templates`, or a text with `{instruction}` in it, and `{input}` where it may be
                   instruction:str, # what is asked
                   input:str='',    # what it is asked about, if anything
                  )->tuple:        # (the prompt, white space that belongs to the answer)
     "A text template with an example in it; other braces in it are left alone."
-    given = templates.get(template, (template,template))
-    text = given[0] if input else given[1]
-    if '{input}' not in text and input: instruction,input = f'{instruction}\n\n{input}',''
-    head = text.rstrip() if text.rstrip() != text and not text.endswith('\n') else text   # a line's end isn't joined to what follows
+    with_input,without = templates.get(template, (template,template))
+    text = with_input if input else without
+    if input and '{input}' not in text: instruction,input = f'{instruction}\n\n{input}',''
+    head = text if text.endswith('\n') else text.rstrip()
     there = dict(instruction=instruction, input=input)
     return re.sub(r'\{(instruction|input)\}', lambda m: there[m[1]], head),text[len(head):]
 
-# %% ../../nbs/data/00_prompts.ipynb #bc01725d
+# %% ../../nbs/data/00_prompts.ipynb #f13b4b5e
+def _fill(template, ex):
+    "A text template with an example in it, which may be a conversation."
+    turns = ex.get('messages')
+    if not turns: return fill_template(template, ex['instruction'], ex.get('input') or '')
+    if len(turns) == 1: return fill_template(template, turns[0]['content'])
+    return fill_template(template, '\n\n'.join(f"{t['role']}: {t['content']}" for t in turns))
+
+# %% ../../nbs/data/00_prompts.ipynb #e1553779
+def _chat_turns(ex, system_prompt=None, answer=None):
+    "An example as the turns of a chat, with a system message where it has none of its own, and the answer where one is given."
+    asked = ex.get('messages')
+    if not asked:
+        text = f"{ex['instruction']}\n\n{ex['input']}" if ex.get('input') else ex['instruction']
+        asked = [dict(role='user', content=text)]
+    first = [] if system_prompt is None or asked[0]['role'] == 'system' else [dict(role='system', content=system_prompt)]
+    last = [] if answer is None else [dict(role='assistant', content=answer)]
+    return [*first, *asked, *last]
+
+# %% ../../nbs/data/00_prompts.ipynb #c683c055
 @dataclass
 class Encoded:
     "A tokenised example."
@@ -130,114 +196,171 @@ class Encoded:
 
     def __len__(self): return len(self.prompt) + len(self.answer)
 
+# %% ../../nbs/data/00_prompts.ipynb #7e3289c1
+def _token_rules(tok):
+    "All of a tokenizer that decides which tokens a text has, as something that JSON can write."
+    if hasattr(tok, 'backend_tokenizer'): rules = tok.backend_tokenizer.to_str()
+    else: rules = [type(tok).__name__, sorted(tok.get_vocab().items())]
+    return [rules, getattr(tok, 'chat_template', None), tok.bos_token_id, tok.eos_token_id]
+
+# %% ../../nbs/data/00_prompts.ipynb #7516e726
 class Prompter:
     "Turns examples into token ids, as the config says."
     def __init__(self,
-                 tokenizer,            # a transformers tokenizer with an end-of-sequence token
-                 template:str='auto',  # 'chat', a name in `templates`, a text template, or 'auto': the chat template where the tokenizer has one, 'instruction' otherwise
-                 system_prompt=None,   # system message of a chat; None: the template's default
-                 max_length:int=512,   # tokens in an example
-                ):
-        if tokenizer.eos_token_id is None: raise ConfigError('tokenizer', 'one with an end-of-sequence token (`eos_token`)', f"{type(tokenizer).__name__} of {getattr(tokenizer, 'name_or_path', '')}")
-        has = bool(getattr(tokenizer, 'chat_template', None))
-        if template == 'chat' and not has: raise ConfigError('template', "another than 'chat' (this tokenizer has no chat template)", template)
-        self.tokenizer,self.system_prompt,self.max_length = tokenizer,system_prompt,max_length
-        self.chat = has and template in ('auto','chat')
-        self.template = 'chat' if self.chat else 'instruction' if template == 'auto' else template
-        if system_prompt is not None and not self.chat: raise ConfigError('system_prompt', f'nothing with the template {self.template!r}, which has no place for it', system_prompt)
+        tokenizer,            # a transformers tokenizer with an end-of-sequence token
+        template:str='auto',  # 'chat', one of `templates`, a text template, or 'auto': 'chat' where the tokenizer can, else 'instruction'
+        system_prompt=None,   # system message of a chat; None: the template's default
+        max_length:int=512,   # tokens in an example
+    ):
+        name = f"{type(tokenizer).__name__} of {getattr(tokenizer, 'name_or_path', '')}"
+        expect(tokenizer.eos_token_id is not None, 'tokenizer', 'one with an end-of-sequence token (`eos_token`)', name)
+        can_chat = bool(getattr(tokenizer, 'chat_template', None))
+        expect(can_chat or template != 'chat', 'template', "another than 'chat' (this tokenizer has no chat template)", template)
+        if template == 'auto': template = 'chat' if can_chat else 'instruction'
+        self.tokenizer,self.template,self.chat = tokenizer,template,template == 'chat'
+        self.system_prompt,self.max_length = system_prompt,max_length
+        no_place = f'nothing with the template {template!r}, which has no place for it'
+        expect(system_prompt is None or self.chat, 'system_prompt', no_place, system_prompt)
+        self._try_template()
+
+    def render(self,
+        ex:dict,     # an example, of which all but the answer counts
+        answer=None, # the answer, or None to stop where it starts
+    )->tuple:        # (text of the prompt, and of the answer and what closes its turn; white space that belongs to the answer)
+        "An example as text."
+        if not self.chat:
+            text,space = _fill(self.template, ex)
+            return (text if answer is None else text + space + answer),space
+        turns = _chat_turns(ex, self.system_prompt, answer)
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None),''
+
+    def _try_template(self):
+        "Raise `ConfigError` where the template can't take a question and its answer."
         try: self.render(dict(instruction='x'), 'y')
-        except Exception as e: raise ConfigError('system_prompt', "what the tokenizer's chat template takes (or `template: instruction`)", f'{system_prompt!r} ({e})') from e
+        except Exception as e:
+            wanted = "what the tokenizer's chat template takes (or `template: instruction`)"
+            raise ConfigError('system_prompt', wanted, f'{self.system_prompt!r} ({e})') from e
 
     @cached_property
     def key(self)->str: # hex digits
         "A checksum of all that decides which tokens an example has."
-        t = self.tokenizer
-        own = t.backend_tokenizer.to_str() if hasattr(t, 'backend_tokenizer') else [type(t).__name__, sorted(t.get_vocab().items())]
-        return xxh3_128(json.dumps([2, own, getattr(t, 'chat_template', None), t.bos_token_id, t.eos_token_id, self.template, self.system_prompt, self.max_length]).encode()).hexdigest()
+        parts = [2, *_token_rules(self.tokenizer), self.template, self.system_prompt, self.max_length]
+        return xxh3_128(json.dumps(parts).encode()).hexdigest()
 
-    def render(self,
-               ex:dict,     # an example, of which all but the answer counts
-               answer=None, # the answer, or None to stop where it starts
-              )->tuple:     # (prompt text, with the answer and what closes its turn where one is given; white space that belongs to the answer)
-        "An example as text."
-        turns = ex.get('messages') or [dict(role='user', content=ex['instruction'] + (f"\n\n{ex['input']}" if ex.get('input') else ''))]
-        if not self.chat:
-            said = dict(instruction='\n\n'.join([f"{m['role']}: {m['content']}" for m in turns])) if len(turns) > 1 else dict(instruction=turns[0]['content']) if ex.get('messages') else dict(instruction=ex['instruction'], input=ex.get('input') or '')
-            text,space = fill_template(self.template, **said)
-            return (text if answer is None else text + space + answer),space
-        if self.system_prompt is not None and turns[0]['role'] != 'system': turns = [dict(role='system', content=self.system_prompt), *turns]
-        if answer is not None: turns = [*turns, dict(role='assistant', content=answer)]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None),''
+# %% ../../nbs/data/00_prompts.ipynb #7e62cae5
+@patch
+def _ids(self:Prompter, texts):
+    "Token ids of each of some texts."
+    return self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
 
-    def _ids(self, texts): return self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+@patch
+def _prompt_ids(self:Prompter, texts):
+    "Token ids of each of some prompts, with the mark for the beginning."
+    bos = self.tokenizer.bos_token_id
+    return [ids if self.chat or bos is None else [bos] + ids for ids in self._ids(texts)]
 
-    def _prompt_ids(self, texts):
-        bos = self.tokenizer.bos_token_id   # a chat template writes its own
-        return [ids if self.chat or bos is None else [bos] + ids for ids in self._ids(texts)]
+# %% ../../nbs/data/00_prompts.ipynb #a488f0e4
+@patch
+def _shorter_chat(self:Prompter, ex, n):
+    "A conversation without its oldest turns, or its only question without its last `n` tokens; `None` where nothing would be left."
+    turns = ex['messages']
+    first = turns[0]['role'] == 'system'
+    if len(turns) > 1 + first:
+        later = next(i for i in range(first+1, len(turns)) if turns[i]['role'] == 'user')   # a conversation begins with the user
+        return dict(ex, messages=[*turns[:first], *turns[later:]])
+    ids = self._ids([turns[-1]['content']])[0]
+    if len(ids) <= n: return None
+    return dict(ex, messages=[*turns[:-1], dict(turns[-1], content=self.tokenizer.decode(ids[:-n]))])
 
-    def _shorter(self, ex, n):
-        "The example with `n` tokens less of what is asked, or `None` where nothing is left of it: first a conversation's oldest turns, then the end of the input, then that of the instruction."
-        if turns := ex.get('messages'):
-            first = turns[0]['role'] == 'system'
-            if len(turns) > 1 + first:
-                later = next(i for i in range(first+1, len(turns)) if turns[i]['role'] == 'user')   # a conversation begins with the user
-                return dict(ex, messages=[*turns[:first], *turns[later:]])
-            ids = self._ids([turns[-1]['content']])[0]
-            return dict(ex, messages=[*turns[:-1], dict(turns[-1], content=self.tokenizer.decode(ids[:-n]))]) if len(ids) > n else None
-        for k in ('input','instruction'):
-            ids = self._ids([ex[k]])[0] if ex.get(k) else []
-            if len(ids) > n: return dict(ex, **{k: self.tokenizer.decode(ids[:-n])})
-            ex,n = dict(ex, **{k: ''}),n - len(ids)
-            if k == 'input' and not n: return ex
-        return None
+# %% ../../nbs/data/00_prompts.ipynb #905a4896
+@patch
+def _shorter(self:Prompter, ex, n):
+    "The example with `n` tokens less of what is asked, or `None` where nothing of it would be left."
+    if ex.get('messages'): return self._shorter_chat(ex, n)
+    for k in ('input','instruction'):
+        ids = self._ids([ex[k]])[0] if ex.get(k) else []
+        if len(ids) > n: return dict(ex, **{k: self.tokenizer.decode(ids[:-n])})
+        ex,n = dict(ex, **{k: ''}),n - len(ids)
+        if k == 'input' and not n: return ex
+    return None
 
-    def _fit(self, ex, prompt, answer, where):
-        "An example's tokens, with as little taken from the prompt as makes it fit."
-        full,short = len(prompt),ex
-        while len(prompt) + len(answer) > self.max_length:
-            short = self._shorter(short, max(1, len(prompt) + len(answer) - self.max_length))
-            if short is None: raise DataError(f"{where}: the answer has {len(answer)} tokens, which leaves no room for a question in `max_length` {self.max_length}")
-            prompt = self._prompt_ids([self.render(short)[0]])[0]
-        return Encoded(prompt, answer, full - len(prompt))
+# %% ../../nbs/data/00_prompts.ipynb #ae7987be
+@patch
+def _fit(self:Prompter, ex, prompt, answer, where):
+    "An example's tokens, with as little taken from the prompt as makes it fit."
+    full,short,more = len(prompt),ex,0
+    while (over := len(prompt) + len(answer) - self.max_length) > 0:
+        before,short = short,self._shorter(short, over + more)
+        more = more + 1 if short == before else 0
+        if short is None:
+            too_long = f"the answer has {len(answer)} tokens, which leaves no room for a question in `max_length` {self.max_length}"
+            raise DataError(f"{where}: {too_long}")
+        prompt = self._prompt_ids([self.render(short)[0]])[0]
+    return Encoded(prompt, answer, full - len(prompt))
 
-    def encode_many(self,
-                    exs,    # checked examples
-                    wheres, # their places, for errors
-                   )->list: # an `Encoded` or a `DataError` for each
-        "Token ids of some examples, tokenised together. A prompt that is too long loses the end of what is asked; an answer is never cut."
-        eos,out,texts = self.tokenizer.eos_token,[None]*len(exs),{}
-        for i,(ex,where) in enumerate(zip(exs, wheres)):
-            answer = ex['output']
-            if eos in answer:
-                out[i] = DataError(f"{where}: `output` contains the end-of-sequence token {eos!r}, and what stands after it would not be learned")
-                continue
-            try: (prompt,space),full = self.render(ex),self.render(ex, answer)[0]
-            except Exception as e:   # a template may refuse, say, an order of turns
-                out[i] = DataError(f"{where}: the chat template can't take it ({type(e).__name__}: {e})")
-                continue
-            texts[i] = prompt,full[len(prompt):] if full.startswith(prompt) else space + answer
-        prompts,answers = self._prompt_ids([p for p,_ in texts.values()]),self._ids([a for _,a in texts.values()])
-        end = self.tokenizer.eos_token_id
-        for i,prompt,answer in zip(texts, prompts, answers):
-            answer = answer[:answer.index(end)+1] if end in answer else answer + [end]
-            if len(answer) < 2:
-                out[i] = DataError(f"{wheres[i]}: nothing of `output` would be learned: the tokenizer or its chat template leaves no token of {_short(exs[i]['output'])}")
-                continue
-            try: out[i] = self._fit(exs[i], prompt, answer, wheres[i])
-            except DataError as e: out[i] = e
-        asked = [(i,c) for i,e in enumerate(exs) if e.get('choices') and isinstance(out[i], Encoded) for c in e['choices'] if c != e['output']]
-        for (i,_),o in zip(asked, self.encode_many([dict(exs[i], output=c, choices=None) for i,c in asked], [f'{wheres[i]}, choice {_short(c)}' for i,c in asked]) if asked else ()):   # each is an answer that may be asked for
-            if isinstance(o, DataError): out[i] = o
-        return out
+# %% ../../nbs/data/00_prompts.ipynb #55a704d2
+@patch
+def _both(self:Prompter, ex, where):
+    "Text of the prompt, and text of the answer."
+    answer,eos = ex['output'],self.tokenizer.eos_token
+    if eos in answer:
+        raise DataError(f"{where}: `output` contains the end-of-sequence token {eos!r}, and what stands after it would not be learned")
+    try:
+        prompt,space = self.render(ex)
+        full,_ = self.render(ex, answer)
+    except Exception as e:   # a template may refuse, say, an order of turns
+        raise DataError(f"{where}: the chat template can't take it ({type(e).__name__}: {e})") from e
+    return prompt,full[len(prompt):] if full.startswith(prompt) else space + answer
 
-    def encode(self,
-               ex:dict,   # a checked example
-               where='an example', # its place, for the error
-              )->Encoded:
-        "Token ids of `ex`; raises `DataError` where its answer can't fit, or the end-of-sequence token is in it."
-        out = self.encode_many([ex], [where])[0]
-        if isinstance(out, DataError): raise out
-        return out
+# %% ../../nbs/data/00_prompts.ipynb #bf7e7824
+@patch
+def _encoded(self:Prompter, ex, prompt, answer, where):
+    "A tokenised example that fits, from token ids of its prompt and of its answer."
+    end = self.tokenizer.eos_token_id
+    answer = answer[:answer.index(end)+1] if end in answer else answer + [end]
+    if len(answer) < 2:
+        nothing = f"the tokenizer or its chat template leaves no token of {_short(ex['output'])}"
+        raise DataError(f"{where}: nothing of `output` would be learned: {nothing}")
+    return self._fit(ex, prompt, answer, where)
+
+# %% ../../nbs/data/00_prompts.ipynb #1d0f0892
+@patch
+def encode_many(self:Prompter,
+    exs,    # checked examples
+    wheres, # their places, for errors
+)->list:    # an `Encoded` or a `DataError` for each
+    "Token ids of some examples, tokenised together. A prompt that is too long loses the end of what is asked; an answer is never cut."
+    out,texts = [None]*len(exs),{}
+    for i,(ex,where) in enumerate(zip(exs, wheres)):
+        try: texts[i] = self._both(ex, where)
+        except DataError as e: out[i] = e
+    prompts = self._prompt_ids([prompt for prompt,_ in texts.values()])
+    answers = self._ids([answer for _,answer in texts.values()])
+    for i,prompt,answer in zip(texts, prompts, answers):
+        try: out[i] = self._encoded(exs[i], prompt, answer, wheres[i])
+        except DataError as e: out[i] = e
+    for i,e in self._bad_choices(exs, wheres, out): out[i] = e
+    return out
+
+@patch
+def _bad_choices(self:Prompter, exs, wheres, out):
+    "Pairs of the number of an example and a `DataError`, for choices that can't be answers; `out` has the results so far."
+    others = [(i,c) for i,ex in enumerate(exs) if isinstance(out[i], Encoded) for c in ex.get('choices') or () if c != ex['output']]
+    if not others: return []
+    asked = [dict(exs[i], output=c, choices=None) for i,c in others]
+    tried = self.encode_many(asked, [f'{wheres[i]}, choice {_short(c)}' for i,c in others])
+    return [(i,e) for (i,_),e in zip(others, tried) if isinstance(e, DataError)]
+
+# %% ../../nbs/data/00_prompts.ipynb #a3a664e1
+@patch
+def encode(self:Prompter,
+    ex:dict,            # a checked example
+    where='an example', # its place, for the error
+)->Encoded:
+    "Token ids of `ex`; raises `DataError` where its answer can't fit, or the end-of-sequence token is in it."
+    out, = self.encode_many([ex], [where])
+    if isinstance(out, DataError): raise out
+    return out
 
 # %% ../../nbs/data/00_prompts.ipynb #cd85ba26
 def encode_all(prompter:Prompter, # which has the tokenizer and the template
@@ -264,7 +387,7 @@ def encode_all(prompter:Prompter, # which has the tokenizer and the template
         else: dropped += 1
     return kept,enc,dropped,sum(e.cut > 0 for e in enc)
 
-# %% ../../nbs/data/00_prompts.ipynb #b0574314
+# %% ../../nbs/data/00_prompts.ipynb #804770b9
 def pad_batch(rows,        # lists of token ids
               pad_id:int,  # id written where there is no token
               left=False,  # pad on the left?
@@ -277,6 +400,7 @@ def pad_batch(rows,        # lists of token ids
         ids[i,at],mask[i,at] = torch.tensor(r),1
     return ids,mask
 
+# %% ../../nbs/data/00_prompts.ipynb #125f44f4
 def train_batch(encoded,    # `Encoded` examples
                 pad_id:int, # id written where there is no token
                )->dict:     # input_ids, attention_mask, labels: (B, T) int64; labels are -100 outside the answers
@@ -286,6 +410,7 @@ def train_batch(encoded,    # `Encoded` examples
     for i,e in enumerate(encoded): labels[i, len(e.prompt):len(e)] = torch.tensor(e.answer)
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
+# %% ../../nbs/data/00_prompts.ipynb #7ea3947a
 def prompt_batch(encoded,    # `Encoded` examples
                  pad_id:int, # id written where there is no token
                 )->dict:     # input_ids, attention_mask: (B, T) int64

@@ -5,102 +5,154 @@
 # %% auto #0
 __all__ = ['BudgetSpent', 'Privacy']
 
-# %% ../../nbs/remote/02_privacy.ipynb #04c4b8e4
+# %% ../../nbs/remote/02_privacy.ipynb #d2fa392e
 import json, math, secrets, warnings
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np, torch
+from fastcore.basics import patch
 from filelock import FileLock
-from ..config import ConfigError, UserError
+from ..config import ConfigError, UserError, expect
 from ..store.rows import Layout
 from ..utils import can_write, write_json
 
-# %% ../../nbs/remote/02_privacy.ipynb #73dd431b
+# %% ../../nbs/remote/02_privacy.ipynb #51e72632
+def _with_more(steps, noise, n):
+    "The account after n further updates with this noise, as a new list; without noise there is nothing to count."
+    steps = [list(o) for o in steps]
+    if not n or not noise: return steps
+    if steps and steps[-1][0] == noise: steps[-1][1] += n
+    else: steps.append([noise, n])
+    return steps
+
+def _epsilon(steps, delta):
+    "ε of all updates of an account together."
+    if not steps: return 0.
+    from opacus.accountants import RDPAccountant
+    a = RDPAccountant()
+    a.history = [(sigma, 1., n) for sigma,n in steps]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # that a further order would be a little tighter
+        return float(a.get_epsilon(delta))
+
+# %% ../../nbs/remote/02_privacy.ipynb #d5c5a6e4
+def _read_steps(path):
+    "The account in a file; raises `ConfigError` where it can't be read."
+    if not (path and path.exists()): return []
+    try:
+        steps = json.loads(path.read_text())['steps']
+        assert all(s > 0 and n >= 1 for s,n in steps)
+    except (ValueError,KeyError,TypeError,AssertionError) as e:
+        raise ConfigError('privacy', 'an account that can be read', str(path)) from e
+    return steps
+
+def _weight(steps):
+    "Σ n/σ², by which two accounts can be compared: the Rényi divergence of all updates is proportional to it."
+    return sum(n/s**2 for s,n in steps)
+
+# %% ../../nbs/remote/02_privacy.ipynb #7e1e7e0a
 class BudgetSpent(UserError):
     "One more update would cost more than the budget."
 
+# %% ../../nbs/remote/02_privacy.ipynb #695b930a
+def _is_number(v): return isinstance(v, (int,float)) and not isinstance(v, bool)
+
+def _check_settings(clip, noise, delta, epsilon, most):
+    "Raises `ConfigError` for a setting that can't be used."
+    expect(_is_number(clip) and 0 < clip < math.inf, 'clip', 'a number above 0', clip)
+    expect(_is_number(noise) and 0 <= noise < math.inf, 'noise', 'a number of at least 0', noise)
+    expect(_is_number(most) and 0 < most < math.inf, 'most', 'a number above 0', most)
+    expect(isinstance(delta, float) and 0 < delta < 1, 'delta', 'a number between 0 and 1', delta)
+    if epsilon is None: return
+    expect(_is_number(epsilon) and 0 < epsilon < math.inf, 'epsilon', 'a number above 0', epsilon)
+    expect(noise, 'epsilon', 'noise above 0 beside it', epsilon)
+
+def _need_opacus():
+    try: import opacus.accountants  # noqa: F401
+    except ImportError as e: raise ImportError("noise needs Opacus for the account: pip install 'fedai[privacy]'") from e
+
+# %% ../../nbs/remote/02_privacy.ipynb #6d6c391f
 class Privacy:
     "Clips updates, adds noise, and keeps the account."
     def __init__(self,
-                 clip:float,     # C, the largest length of an update
-                 noise:float=0., # σ, the noise's standard deviation by C; 0: clip only
-                 delta:float=1e-5, # δ; well below one by the number of clients
-                 epsilon=None,   # the most that ε may come to; None: it is only counted
-                 path=None,      # JSON file of the account; None: it isn't kept
-                 most:float=10., # the noise may be as many times as long as the longest update
-                ):
-        for k,v,low in (('clip',clip,0), ('noise',noise,None), ('most',most,0)):
-            if isinstance(v, bool) or not isinstance(v, (int,float)) or not math.isfinite(v) or v < 0 or v == low: raise ConfigError(k, 'a number above 0' if low == 0 else 'a number of at least 0', v)
-        if isinstance(delta, bool) or not isinstance(delta, float) or not 0 < delta < 1: raise ConfigError('delta', 'a number between 0 and 1', delta)
-        if epsilon is not None and (isinstance(epsilon, bool) or not isinstance(epsilon, (int,float)) or not 0 < epsilon < math.inf): raise ConfigError('epsilon', 'a number above 0', epsilon)
-        if epsilon is not None and not noise: raise ConfigError('epsilon', 'noise above 0 beside it', epsilon)
-        if noise:
-            try: import opacus.accountants
-            except ImportError as e: raise ImportError("noise needs Opacus for the account: pip install 'fedai[privacy]'") from e
-        self.clip,self.noise,self.delta,self.epsilon,self.path,self.most = clip,noise,delta,epsilon,Path(path) if path else None,most
+        clip:float,       # C, the largest length of an update
+        noise:float=0.,   # σ, the noise's standard deviation by C; 0: clip only
+        delta:float=1e-5, # δ; well below one by the number of clients
+        epsilon=None,     # the most that ε may come to; None: it is only counted
+        path=None,        # JSON file of the account; None: it isn't kept
+        most:float=10.,   # the noise may be as many times as long as the longest update
+    ):
+        _check_settings(clip, noise, delta, epsilon, most)
+        if noise: _need_opacus()
+        self.clip,self.noise,self.delta,self.epsilon,self.most = clip,noise,delta,epsilon,most
+        self.path = Path(path) if path else None
         self.steps = []   # [σ, how many updates]
-        if noise and self.path and not can_write(self.path.parent): raise ConfigError('privacy', 'an account in a folder that can be written', str(self.path))
+        if noise and self.path:
+            expect(can_write(self.path.parent), 'privacy', 'an account in a folder that can be written', str(self.path))
         self._read()
-        if epsilon is not None and self.spent(1) > epsilon: raise ConfigError('epsilon', f'more than {self.spent(1):.4g}, what one more update comes to', epsilon)
+        if epsilon is not None and (one := self.spent(1)) > epsilon:
+            raise ConfigError('epsilon', f'more than {one:.4g}, what one more update comes to', epsilon)
 
     def _read(self):
-        "Take what the file says, if it is more than what is known: another process may use it too."
-        if not (self.path and self.path.exists()): return
-        try:
-            steps = json.loads(self.path.read_text())['steps']
-            assert all(s > 0 and n >= 1 for s,n in steps)
-        except (ValueError,KeyError,TypeError,AssertionError) as e: raise ConfigError('privacy', 'an account that can be read', str(self.path)) from e
-        self.steps = max(self.steps, steps, key=lambda o: sum(n/s**2 for s,n in o))
-
-    def _steps(self, more):
-        steps = [list(o) for o in self.steps]
-        if more and self.noise:
-            if steps and steps[-1][0] == self.noise: steps[-1][1] += more
-            else: steps.append([self.noise, more])
-        return steps
+        "Take the file's account, if it comes to more than what is known."
+        self.steps = max(self.steps, _read_steps(self.path), key=_weight)
 
     def spent(self,
-              more=0, # further updates
-             )->float: # ε
-        "What all updates come to so far, and some more."
-        if not (steps := self._steps(more)): return 0.
-        from opacus.accountants import RDPAccountant
-        a = RDPAccountant()
-        a.history = [(s, 1., n) for s,n in steps]
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # that a further order would be a little tighter
-            return float(a.get_epsilon(self.delta))
+        more=0, # further updates
+    )->float:   # ε
+        "ε of all updates so far, and some more."
+        return _epsilon(_with_more(self.steps, self.noise, more), self.delta)
 
-    def check(self,
-              P:int, # numbers in an update
-             ):
-        "Raises `ConfigError` for noise that would drown an update."
-        if self.noise*math.sqrt(P) > self.most:
-            most = self.most/math.sqrt(P)
-            raise ConfigError('noise', f'at most {most:.2g} for {P:,} numbers (σ = {self.noise:g} makes noise {self.noise*math.sqrt(P):,.0f} times as long as the longest update; {most:.2g} makes it {self.most:g} times, for ε = {Privacy(self.clip, most, self.delta).spent(1):.3g} an update), or `drown` above {self.most:g}', self.noise)
+# %% ../../nbs/remote/02_privacy.ipynb #f5c1603d
+@patch
+def check(self:Privacy,
+    P:int, # numbers in an update
+):
+    "Raises `ConfigError` for noise that would drown an update."
+    times = self.noise*math.sqrt(P)
+    if times <= self.most: return
+    most = self.most/math.sqrt(P)
+    worth = Privacy(self.clip, most, self.delta).spent(1)
+    raise ConfigError('noise',
+        f'at most {most:.2g} for {P:,} numbers (σ = {self.noise:g} makes noise {times:,.0f} times as long as the longest update; '
+        f'{most:.2g} makes it {self.most:g} times, for ε = {worth:.3g} an update), or `drown` above {self.most:g}', self.noise)
 
-    def __call__(self,
-                 sent:torch.Tensor,    # (nbytes,) uint8
-                 trained:torch.Tensor, # (nbytes,) uint8
-                 layout:Layout,
-                 names,                # tensors that were trained
-                )->torch.Tensor:       # (nbytes,) uint8: what may leave
-        "An update, clipped and with noise; what wasn't trained leaves as it was sent. Raises `BudgetSpent`."
-        old,new,out = layout.views(sent),layout.views(trained),sent.clone()
-        names = [n for n in layout.views(out) if n in names and old[n].is_floating_point()]
-        update = {n: new[n].double() - old[n].double() for n in names}
-        self.check(sum(u.numel() for u in update.values()))
-        length = math.sqrt(sum(u.square().sum().item() for u in update.values()))
-        scale = min(1., self.clip/length) if length else 1.
-        if self.noise:
-            with FileLock(f'{self.path}.lock') if self.path else nullcontext():
-                self._read()
-                if self.epsilon is not None and (spent := self.spent(1)) > self.epsilon: raise BudgetSpent(f'one more update comes to ε = {spent:.4g}, and the budget is {self.epsilon:g}')
-                self.steps = self._steps(1)
-                if self.path: write_json(self.path, dict(steps=self.steps, epsilon=self.spent(), delta=self.delta))   # before it leaves
-        draw = np.random.Generator(np.random.Philox(secrets.randbits(128)))   # nobody can draw it again
-        for n,u in update.items():
-            noise = torch.from_numpy(draw.normal(0., self.noise*self.clip, tuple(u.shape))) if self.noise else 0.
-            layout.views(out)[n].copy_(old[n].double() + scale*u + noise)
-        return out
+# %% ../../nbs/remote/02_privacy.ipynb #2f921faf
+@patch
+def _charge(self:Privacy):
+    "Enter one more update into the account; raises `BudgetSpent` where that would be too much."
+    with FileLock(f'{self.path}.lock') if self.path else nullcontext():
+        self._read()
+        if self.epsilon is not None and (spent := self.spent(1)) > self.epsilon:
+            raise BudgetSpent(f'one more update comes to ε = {spent:.4g}, and the budget is {self.epsilon:g}')
+        self.steps = _with_more(self.steps, self.noise, 1)
+        if self.path: write_json(self.path, dict(steps=self.steps, epsilon=self.spent(), delta=self.delta))
+
+def _noise(update, std):
+    "Gaussian noise for each tensor of an update, which nobody can draw again."
+    draw = np.random.Generator(np.random.Philox(secrets.randbits(128)))
+    return {n: torch.from_numpy(draw.normal(0., std, tuple(u.shape))) for n,u in update.items()}
+
+def _scale(update, clip):
+    "The factor that shortens an update to a length of at most `clip`."
+    length = math.sqrt(sum(u.square().sum().item() for u in update.values()))
+    return min(1., clip/length) if length else 1.
+
+# %% ../../nbs/remote/02_privacy.ipynb #4cfcbf82
+@patch
+def __call__(self:Privacy,
+    sent:torch.Tensor,    # (nbytes,) uint8
+    trained:torch.Tensor, # (nbytes,) uint8
+    layout:Layout,        # of both
+    names,                # tensors that were trained
+)->torch.Tensor:          # (nbytes,) uint8: what may leave
+    "The row as trained, its update clipped and with noise; raises `BudgetSpent`."
+    old,new,out = layout.views(sent),layout.views(trained),sent.clone()
+    update = {n: new[n].double() - old[n].double() for n in old if n in names and old[n].is_floating_point()}
+    self.check(sum(u.numel() for u in update.values()))
+    scale = _scale(update, self.clip)
+    if self.noise: self._charge()   # before it leaves
+    noise = _noise(update, self.noise*self.clip) if self.noise else dict.fromkeys(update, 0.)
+    for n,u in update.items(): layout.views(out)[n].copy_(old[n].double() + scale*u + noise[n])
+    return out

@@ -5,32 +5,45 @@
 # %% auto #0
 __all__ = ['RayEngine']
 
-# %% ../../nbs/remote/01_ray.ipynb #4b9df802
+# %% ../../nbs/remote/01_ray.ipynb #6d26bff9
 import gc, itertools, os, secrets, sys, time, warnings
 from collections import Counter
 from functools import cached_property
 
 import torch
-from ..config import ConfigError, RunError, near
+from fastcore.basics import patch
+from ..config import ConfigError, RunError, expect, near
 from ..engines import Failure, Reply, get_engine
 from .replica import Recipe, as_row, for_all, for_group
 
-# %% ../../nbs/remote/01_ray.ipynb #6f23f866
+# %% ../../nbs/remote/01_ray.ipynb #4a8579c6
 _settings = dict(address=None, workers=None, cpus=None, gpus=None, resources={}, retries=3)
 
+def _is_number(v): return isinstance(v, (int,float)) and not isinstance(v, bool)
+
+def _is_amount(v): return _is_number(v) and 0 <= v < float('inf')
+
+def _is_amounts(v): return isinstance(v, dict) and all(isinstance(n, str) and isinstance(o, (int,float)) and o > 0 for n,o in v.items())
+
+_fits = dict(   # setting -> (can a value be used?, what was expected)
+    address   = (lambda v: v is None or isinstance(v, str) and v, 'where a cluster is, host:port'),
+    workers   = (lambda v: type(v) is int and v >= 1,             'a whole number of at least 1'),
+    retries   = (lambda v: type(v) is int and v >= 0,             'a whole number of at least 0'),
+    cpus      = (_is_amount,                                      'a number of at least 0'),
+    gpus      = (_is_amount,                                      'a number of at least 0'),
+    resources = (_is_amounts,                                     'names and amounts'))
+
 def _checked(args):
-    "The settings of the engine; raises `ConfigError`."
+    "The engine's settings, the defaults among them; raises `ConfigError`."
     for k,v in args.items():
-        if k not in _settings: raise ConfigError('engine_args', 'settings of ray, which has ' + ', '.join(_settings) + near(k, _settings), args)
-        number = isinstance(v, (int,float)) and not isinstance(v, bool)
-        if k == 'address' and not (v is None or isinstance(v, str) and v): raise ConfigError('engine_args: address', 'where a cluster is, host:port', v)
-        if k in ('workers','retries') and not (type(v) is int and v >= (k == 'workers')): raise ConfigError(f'engine_args: {k}', f"a whole number of at least {int(k == 'workers')}", v)
-        if k in ('cpus','gpus') and not (number and 0 <= v < float('inf')): raise ConfigError(f'engine_args: {k}', 'a number of at least 0', v)
-        if k == 'resources' and not (isinstance(v, dict) and all(isinstance(n, str) and isinstance(o, (int,float)) and o > 0 for n,o in v.items())): raise ConfigError('engine_args: resources', 'names and amounts', v)
+        expect(k in _settings, 'engine_args', 'settings of ray, which has ' + ', '.join(_settings) + near(k, _settings), args)
+        fits,wanted = _fits[k]
+        expect(fits(v), f'engine_args: {k}', wanted, v)
     return {**_settings, **args}
 
+# %% ../../nbs/remote/01_ray.ipynb #a3a17f97
 def _import_ray(address):
-    "Ray, with the settings that it reads when it is imported: a cluster of our own is entered with a token, and on the loopback interface alone."
+    "Ray, imported with the settings for a cluster of our own, or for the one at `address`."
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
     if not address and 'ray' not in sys.modules:
@@ -40,22 +53,56 @@ def _import_ray(address):
     except ImportError as e: raise ImportError("`engine: ray` needs Ray: pip install 'fedai[ray]'") from e
     return ray
 
-def _connect(ray, address):
-    "A cluster: the one that there is in this process, the one at the address, or one of our own on this machine."
-    if ray.is_initialized(): return
-    quiet = dict(log_to_driver=False, logging_level='ERROR')
-    if address:
-        try: ray.init(address=address, **quiet)
-        except (ConnectionError,ValueError,RuntimeError) as e: raise ConfigError('engine_args: address', 'a Ray cluster that can be reached', f'{address} ({e})') from e
-        return
-    try: ray.init(address='local', include_dashboard=False, _node_ip_address='127.0.0.1', **quiet)
+# %% ../../nbs/remote/01_ray.ipynb #8a5acc16
+_quiet = dict(log_to_driver=False, logging_level='ERROR')
+
+def _join(ray, address):
+    "Connect to the cluster at an address; raises `ConfigError` where there is none."
+    try: ray.init(address=address, **_quiet)
+    except (ConnectionError,ValueError,RuntimeError) as e:
+        raise ConfigError('engine_args: address', 'a Ray cluster that can be reached', f'{address} ({e})') from e
+
+def _start_cluster(ray):
+    "Start a cluster of our own on this machine; raises `RunError` where it can't start, or other machines could reach it."
+    try: ray.init(address='local', include_dashboard=False, _node_ip_address='127.0.0.1', **_quiet)
     except (OSError,ValueError,RuntimeError) as e: raise RunError(f"Ray couldn't start: {e}") from e
     if (ip := ray.util.get_node_ip_address()) != '127.0.0.1':
         ray.shutdown()
-        raise RunError(f"Ray was imported before fedai and would listen on {ip}: import it after the server is made, or call `ray.init` yourself")
+        raise RunError(f"Ray was imported before fedai and would listen on {ip}: "
+                       "import it after the server is made, or call `ray.init` yourself")
 
+def _connect(ray, address):
+    "Connect to the cluster at the address, or to one of our own on this machine."
+    if ray.is_initialized(): return
+    if address: _join(ray, address)
+    else: _start_cluster(ray)
+
+# %% ../../nbs/remote/01_ray.ipynb #db0ea4e2
+def _count(there):
+    "Workers for a cluster that has this in all."
+    return max(1, int(there.get('GPU', 0) or there.get('CPU', 1)//4))
+
+def _part(have, n, given):
+    "One worker's part of what n workers have: as given, or even."
+    if given is not None: return given
+    return have//n if have >= n else have/n
+
+def _portion(args, there, n):
+    "One of n workers' cores, GPUs and other resources, as Ray calls them."
+    return dict(num_cpus=_part(there.get('CPU', 0), n, args['cpus']),
+                num_gpus=_part(there.get('GPU', 0), n, args['gpus']),
+                resources=args['resources'])
+
+def _check_room(portion, nodes, there):
+    "Raises `ConfigError` where no machine of the cluster has a worker's portion."
+    need = {'CPU': portion['num_cpus'], 'GPU': portion['num_gpus'], **portion['resources']}
+    if any(all(node['Resources'].get(k, 0) >= v for k,v in need.items()) for node in nodes if node['Alive']): return
+    has = {k: v for k,v in there.items() if ':' not in k}   # names with a colon are addresses
+    raise ConfigError('engine_args', f'what a machine of the cluster has for a worker (it has in all {has})', need)
+
+# %% ../../nbs/remote/01_ray.ipynb #c6985a90
 class _Worker:
-    "Lives in an actor: a double of the server."
+    "Lives in an actor: trains and tests with a double of the server."
     def __init__(self, recipe, paths, threads):
         import ray
         sys.path.extend(p for p in paths if p not in sys.path)   # where the classes may lie that the recipe names, on this machine
@@ -65,122 +112,203 @@ class _Worker:
     def train(self, common, rows, ids): return self.double.train_here(common, rows, ids)
     def test(self, common, pairs, scores): return self.double.test_here(common, pairs, scores)
 
-# %% ../../nbs/remote/01_ray.ipynb #4cf4a90f
+# %% ../../nbs/remote/01_ray.ipynb #dbfde88c
 class RayEngine:
     "Trains and tests a server's clients on a Ray cluster."
-    def __init__(self, server):
-        self.server,self.args = server,_checked(server.cfg.engine_args)
+    def __init__(self,
+        server, # its `cfg.engine_args` has the settings
+    ):
+        self.server = server
+        self.args = _checked(server.cfg.engine_args)
         self.ray = _import_ray(self.args['address'])
-        gc.collect()   # workers of servers that are gone
+        gc.collect()   # ends the workers of servers that are gone
         self.inner = get_engine(server, 'auto')   # says how clients are grouped, and tests those that are no one's
         _connect(self.ray, self.args['address'])
-        self.free,self.starting,self.actor = [],{},None
-
-    def groups(self, ids)->list:
-        "As at home, but no larger than keeps all workers busy."
-        n = getattr(self.inner, 'size', 1)
-        if self.server.cfg.clients_per_batch == 'auto': n = min(n, -(-len(ids)//self.workers))
-        return [ids[i:i+n] for i in range(0, len(ids), n)]
+        self.free = []       # workers without a job
+        self.starting = {}   # reference to a worker's being ready -> worker
+        self.actor = None
 
     @cached_property
     def workers(self)->int: # how many there are
-        there = self.ray.cluster_resources()
-        return self.args['workers'] or max(1, int(there.get('GPU', 0) or there.get('CPU', 1)//4))
+        return self.args['workers'] or _count(self.ray.cluster_resources())
 
     @cached_property
-    def each(self)->dict: # what a worker takes
-        there,n = self.ray.cluster_resources(),self.workers
-        def part(k, given): return given if given is not None else have//n if (have := there.get(k, 0)) >= n else have/n
-        each = dict(num_cpus=part('CPU', self.args['cpus']), num_gpus=part('GPU', self.args['gpus']), resources=self.args['resources'])
-        need = {'CPU': each['num_cpus'], 'GPU': each['num_gpus'], **each['resources']}
-        if not any(all(node['Resources'].get(k, 0) >= v for k,v in need.items()) for node in self.ray.nodes() if node['Alive']):
-            raise ConfigError('engine_args', f'what a machine of the cluster has for a worker (it has in all {({k: v for k,v in there.items() if ":" not in k})})', need)
+    def each(self)->dict: # what a worker takes: `num_cpus`, `num_gpus`, `resources`
+        there = self.ray.cluster_resources()
+        each = _portion(self.args, there, self.workers)
+        _check_room(each, self.ray.nodes(), there)
         return each
 
-    def _start(self):
-        "Another worker; it is free when it has its model."
-        if self.actor is None: self.actor,self.recipe = self.ray.remote(_Worker),self.ray.put(Recipe(self.server))
-        w = self.actor.options(**self.each).remote([self.recipe], sys.path, max(1, int(self.each['num_cpus'])))
-        self.starting[w.ready.remote()] = w
+# %% ../../nbs/remote/01_ray.ipynb #e6cf3bc3
+@patch
+def groups(self:RayEngine,
+    ids, # the clients of a round
+)->list: # lists of ids
+    "Clients that train together: as at home, but no more of them than keeps all workers busy."
+    n = getattr(self.inner, 'size', 1)
+    if self.server.cfg.clients_per_batch == 'auto': n = min(n, -(-len(ids)//self.workers))
+    return [ids[i:i+n] for i in range(0, len(ids), n)]
 
-    def _run(self,
-             jobs,         # an iterable, read as workers become free
-             submit,       # called with (worker, job): a reference to what will come of it
-             timeout=None, # seconds that a job may take
-            ):             # yields (job, what came of it, `None`), or (job, `None`, why nothing did), in any order
-        "Have the workers do jobs; what a worker that died had in hand is done again."
-        jobs,again,busy,tries,out,failed,waited = iter(jobs),[],{},Counter(),[],0,time.monotonic()
-        while len(self.free) + len(self.starting) < self.workers: self._start()
+# %% ../../nbs/remote/01_ray.ipynb #e1ee28a7
+@patch
+def _start(self:RayEngine):
+    "Start another worker; it is free when it has its model."
+    if self.actor is None: self.actor,self.recipe = self.ray.remote(_Worker),self.ray.put(Recipe(self.server))
+    w = self.actor.options(**self.each).remote([self.recipe], sys.path, max(1, int(self.each['num_cpus'])))
+    self.starting[w.ready.remote()] = w
+
+@patch
+def _for_all(self:RayEngine):
+    "A reference to what every worker needs in this round."
+    return self.ray.put(for_all(self.server))
+
+# %% ../../nbs/remote/01_ray.ipynb #b2bd6610
+class _Jobs:
+    "Jobs that an engine's workers do, in any order: yields (job, what came of it, `None`), or (job, `None`, why nothing did)."
+    def __init__(self, engine,
+        jobs,         # an iterable, read as workers become free
+        submit,       # called with (worker, job): a reference to what will come of it
+        timeout=None, # seconds that a job may take
+    ):
+        self.engine,self.ray,self.submit,self.timeout = engine,engine.ray,submit,timeout
+        self.jobs,self.more = iter(jobs),True   # those that nobody has begun, if there are any
+        self.again = []            # those whose worker died
+        self.busy = {}             # reference -> (worker, job, when it was given)
+        self.out = []              # what is to be yielded
+        self.tries = Counter()     # id of a job -> workers that died of it
+        self.failed = 0            # workers in a row that couldn't start
+        self.waited = time.monotonic()   # since when no worker is there
+
+    def __iter__(self):
+        e = self.engine
+        while len(e.free) + len(e.starting) < e.workers: e._start()
         try:
-            more = True
             while True:
-                while self.free and (again or more):
-                    job = again.pop() if again else next(jobs, None)
-                    if job is None: more = False
-                    else:
-                        w = self.free.pop()
-                        busy[submit(w, job)] = w,job,time.monotonic()
-                while out: yield out.pop(0)
-                if not busy and not again and not more: return
-                done,_ = self.ray.wait([*busy, *self.starting], timeout=1. if busy or self.starting else 0)
-                for ref in done:
-                    w,job,_ = busy.pop(ref, (None,None,None))
-                    try: got = self.ray.get(ref)
-                    except self.ray.exceptions.RayTaskError as e:
-                        if w: self.free.append(w)
-                        raise (e.cause if isinstance(e.cause, Exception) else e) from None
-                    except self.ray.exceptions.RayError as e:
-                        self.starting.pop(ref, None)
-                        self._start()
-                        if job is None:
-                            failed += 1
-                            if failed > self.args['retries']: raise RunError(f'a Ray worker can\'t start: {e}') from e
-                        else:
-                            tries[id(job)] += 1
-                            if tries[id(job)] > self.args['retries']: out.append((job, None, f'its worker died {tries[id(job)]} times'))
-                            else: again.append(job)
-                    else:
-                        self.free.append(w or self.starting.pop(ref))
-                        failed = 0
-                        if w: out.append((job, got, None))
-                for ref,(w,job,t0) in list(busy.items()):
-                    if timeout and time.monotonic() - t0 > timeout:
-                        del busy[ref]
-                        self.ray.kill(w)
-                        self._start()
-                        out.append((job, None, f'no reply within {timeout:g} s'))
-                if busy or self.free: waited = time.monotonic()
-                elif time.monotonic() - waited > 60:
-                    warnings.warn(f'waiting for a Ray worker, which takes {self.each}; free are {self.ray.available_resources()}')
-                    waited = time.monotonic()
-        finally:
-            for w,*_ in busy.values():   # what nobody waits for any more
-                self.ray.kill(w)
-                self._start()
+                self.give()
+                while self.out: yield self.out.pop(0)
+                if not self.busy and not self.again and not self.more: return
+                self.collect()
+                self.give_up_late()
+                self.warn_if_waiting()
+        finally: self.stop()
 
-    def train(self, groups, comm_round):
-        "Have each group train on a worker that is free."
-        if not groups: return
-        s,common = self.server,self.ray.put(for_all(self.server))
-        for ids,got,why in self._run(groups, lambda w, ids: w.train.remote(common, for_group(s, ids), ids), s.cfg.timeout_s):
-            if why: yield from (Failure(i, why) for i in ids)
-            else: yield from (Reply(i, s.store.layout.views(as_row(r)), m) for i,r,m in got)
+# %% ../../nbs/remote/01_ray.ipynb #0522e51e
+@patch
+def give(self:_Jobs):
+    "Give jobs to the workers that are free, while there are any of both."
+    free = self.engine.free
+    while free and (self.again or self.more):
+        job = self.again.pop() if self.again else next(self.jobs, None)
+        if job is None: self.more = False
+        else:
+            w = free.pop()
+            self.busy[self.submit(w, job)] = w,job,time.monotonic()
 
-    def test(self, pairs, scores=True):
-        "Test rows on the workers; clients that have no place in the server's data are tested here."
-        s,n = self.server,getattr(self.inner, 'size', 1)
-        def jobs():
-            each = enumerate(pairs)
-            while group := list(itertools.islice(each, n)):
-                if all(c.id < s.num_clients for _,(c,_) in group): yield group
-                else: done.update(zip([k for k,_ in group], self.inner.test([o for _,o in group], scores)))
-        def ready():
-            "What is known, as far as nothing before it is missing."
-            while at[0] in done:
-                yield done.pop(at[0])
-                at[0] += 1
-        done,at,common = {},[0],self.ray.put(for_all(s))
-        for group,got,why in self._run(jobs(), lambda w, group: w.test.remote(common, [(c.id, r.numpy()) for _,(c,r) in group], scores)):
-            done.update((k, (c,*o)) for (k,(c,_)),o in zip(group, got or [(None,why)]*len(group)))
-            yield from ready()
-        yield from ready()
+# %% ../../nbs/remote/01_ray.ipynb #a6e72696
+@patch
+def collect(self:_Jobs):
+    "Wait for some second, and take what has come."
+    e = self.engine
+    done,_ = self.ray.wait([*self.busy, *e.starting], timeout=1. if self.busy or e.starting else 0)
+    for ref in done:
+        w,job,_ = self.busy.pop(ref, (None,None,None))   # no job: a worker that was starting
+        try: got = self.ray.get(ref)
+        except self.ray.exceptions.RayTaskError as err:
+            if w: e.free.append(w)
+            raise (err.cause if isinstance(err.cause, Exception) else err) from None
+        except self.ray.exceptions.RayError as err: self.worker_died(ref, job, err)
+        else:
+            e.free.append(w or e.starting.pop(ref))
+            self.failed = 0
+            if w: self.out.append((job, got, None))
+
+@patch
+def worker_died(self:_Jobs, ref, job, err):
+    "Start another worker in the place of one that died, and have its job done again, if it had one."
+    self.engine.starting.pop(ref, None)
+    self.engine._start()
+    if job is None:
+        self.failed += 1
+        if self.failed > self.engine.args['retries']: raise RunError(f'a Ray worker can\'t start: {err}') from err
+        return
+    self.tries[id(job)] += 1
+    if self.tries[id(job)] > self.engine.args['retries']: self.out.append((job, None, f'its worker died {self.tries[id(job)]} times'))
+    else: self.again.append(job)
+
+# %% ../../nbs/remote/01_ray.ipynb #0a3eac14
+@patch
+def _replace(self:_Jobs, w):
+    self.ray.kill(w)
+    self.engine._start()
+
+@patch
+def give_up_late(self:_Jobs):
+    "End the workers whose time is over."
+    for ref,(w,job,began) in list(self.busy.items()):
+        if not self.timeout or time.monotonic() - began <= self.timeout: continue
+        del self.busy[ref]
+        self._replace(w)
+        self.out.append((job, None, f'no reply within {self.timeout:g} s'))
+
+@patch
+def warn_if_waiting(self:_Jobs):
+    "Say so where there was no worker for a minute."
+    if self.busy or self.engine.free: self.waited = time.monotonic()
+    elif time.monotonic() - self.waited > 60:
+        warnings.warn(f'waiting for a Ray worker, which takes {self.engine.each}; free are {self.ray.available_resources()}')
+        self.waited = time.monotonic()
+
+@patch
+def stop(self:_Jobs):
+    "End the workers that still have a job."
+    for w,*_ in self.busy.values(): self._replace(w)
+
+# %% ../../nbs/remote/01_ray.ipynb #e85ca238
+@patch
+def train(self:RayEngine,
+    groups,         # lists of ids, of those that `groups` gave
+    comm_round:int, # t, from 0
+):                  # yields a `Reply` or a `Failure` for each id, in any order
+    "Let each group train on a worker that is free."
+    if not groups: return
+    s,common = self.server,self._for_all()
+    def submit(w, ids): return w.train.remote(common, for_group(s, ids), ids)
+    for ids,got,why in _Jobs(self, groups, submit, s.cfg.timeout_s):
+        if why: yield from (Failure(i, why) for i in ids)
+        else: yield from (Reply(i, s.store.layout.views(as_row(r)), m) for i,r,m in got)
+
+# %% ../../nbs/remote/01_ray.ipynb #04172c35
+def _in_order(numbered):
+    "Things that come with their numbers, from 0, in the order of these: each as soon as all before it have come."
+    known,at = {},0
+    for k,o in numbered:
+        known[k] = o
+        while at in known:
+            yield known.pop(at)
+            at += 1
+
+def _batches(items, n):
+    "Lists of n items, the last perhaps shorter."
+    items = iter(items)
+    while batch := list(itertools.islice(items, n)): yield batch
+
+# %% ../../nbs/remote/01_ray.ipynb #8e3bb174
+@patch
+def test(self:RayEngine,
+    pairs,       # an iterable of (client, row)
+    scores=True, # also generate and score, or only the loss?
+):               # yields (client, metrics, answers or `None`), in the order of the pairs; (client, `None`, why) where that failed
+    "Test rows on the workers; clients that have no place in the server's data are tested here."
+    s,common,here = self.server,self._for_all(),[]   # (number, result) of what was tested here
+    def jobs():
+        for batch in _batches(enumerate(pairs), getattr(self.inner, 'size', 1)):
+            if all(c.id < s.num_clients for _,(c,_) in batch): yield batch
+            else: here.extend(zip([k for k,_ in batch], self.inner.test([pair for _,pair in batch], scores)))
+    def submit(w, batch): return w.test.remote(common, [(c.id, row.numpy()) for _,(c,row) in batch], scores)
+    def tested():
+        for batch,got,why in _Jobs(self, jobs(), submit):
+            for (k,(c,_)),o in zip(batch, got or [(None,why)]*len(batch)): yield k,(c,*o)
+            yield from here
+            here.clear()
+        yield from here
+    yield from _in_order(tested())

@@ -18,7 +18,7 @@ from ..evaluate.metrics import lower_is_better, paired_bootstrap
 from ..servers import algorithm_classes
 from ..data.tables import Examples
 from ..evaluate.tracking import trackers
-from ..train.tasks import NonFiniteLoss
+from ..train.local import NonFiniteLoss
 from ..utils import duration, laid_out, rng, write_json, write_text
 
 # %% ../../nbs/study/00_comparison.ipynb #1df60ac5

@@ -18,7 +18,9 @@ from ..engines import group_limit
 from ..train.passes import count_saved
 from ..servers import BaseServer, algorithm_classes
 from ..evaluate.tracking import Callback, Curves
-from ..train.tasks import Prepared, batch_indices, pass_limit
+from ..train.device import pass_limit
+from ..train.local import batch_indices
+from ..train.tasks import Prepared
 from ..utils import LazyList, can_write, duration, existing, folded, plural, rng, spread
 
 # %% ../../nbs/study/01_plan.ipynb #13bee64f
