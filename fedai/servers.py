@@ -17,8 +17,8 @@ from .graphs import (average_matrix, client_graph, effective_pull, graph_facts, 
                           similarity_graph, state_similarity, subgraph)
 from .hooks import ends_in_one, round_matrix, stepped_together
 from .store.mixer import Mixer
-from .train.passes import mean_states
-from .train.tasks import round_lr
+from .train.generation import mean_states
+from .train.local import round_lr
 
 # %% ../nbs/10_servers.ipynb #14c1069d
 class RoundFailed(RunError):
