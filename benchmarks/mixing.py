@@ -2,7 +2,8 @@
 
     python benchmarks/mixing.py --out benchmarks/mixing.md
 
-Every measurement is a process of its own, so that its peak memory is its own; the alternatives take turns, and the median of the repeats is given. The page cache is warm.
+Every measurement is a process of its own, so that its peak memory is its own; the alternatives take turns, and the median of the repeats
+is given. The page cache is warm.
 
 copy        the same bytes read and written in user space through a buffer of 1 MiB, file by file
 product     the K x K matrix times the K x P rows, which lie in memory, into memory that was used before: what no mixing can do without
@@ -12,7 +13,7 @@ mix         `fedai.store.mixing.mix_rows`, which makes the checksums too
 load all    every file loaded, one product per tensor, every file saved with safetensors
 K² loop     for each client, load every other client's file with torch.load: measured for a few clients and scaled to all
 """
-import argparse, json, os, resource, shutil, subprocess, sys, tempfile, time
+import argparse, json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median
 
@@ -115,11 +116,13 @@ def row(size, K, repeats, folder, most):
     loop = K <= 50
     need = K*nbytes*(3 if loop else 2)
     if K*nbytes > most*2**30: return None
-    if need > .8*shutil.disk_usage(folder).free or K*nbytes*2 > .8*os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES'): return None
+    memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    if need > .8*shutil.disk_usage(folder).free or K*nbytes*2 > .8*memory: return None
     d = Path(tempfile.mkdtemp(dir=folder))
     try:
         make(size, K, d, loop)
-        whats = ['copy','product','mix','copy+flush','mix+flush','sparse','identity'] + (['load all'] if K*nbytes*4 < os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') else [])
+        whats = ['copy','product','mix','copy+flush','mix+flush','sparse','identity']
+        if K*nbytes*4 < memory: whats.append('load all')
         got = {w: [] for w in whats}
         for _ in range(repeats):
             for w in whats: got[w].append(once(w, size, K, d))
@@ -127,11 +130,15 @@ def row(size, K, repeats, folder, most):
     finally: shutil.rmtree(d)
     t = {w: median(o['seconds'] for o in v) for w,v in got.items()}
     s = lambda w: f"{t[w]:.3g}" if w in t else '-'
-    return [size, K, s('copy'), s('product'), s('mix'), f"{t['mix']/(t['copy'] + t['product']):.2f}", s('copy+flush'), s('mix+flush'), f"{t['mix+flush']/(t['copy+flush'] + t['product']):.2f}",
-            f"{max(o['memory'] for o in got['mix']):.0f}", s('sparse'), s('identity'), s('load all'), s('K² loop') + ('*' if 'K² loop' in t and got['K² loop'][0]['scaled'] else ''),
+    scaled = '*' if loop and got['K² loop'][0]['scaled'] else ''
+    return [size, K, s('copy'), s('product'), s('mix'), f"{t['mix']/(t['copy'] + t['product']):.2f}",
+            s('copy+flush'), s('mix+flush'), f"{t['mix+flush']/(t['copy+flush'] + t['product']):.2f}",
+            f"{max(o['memory'] for o in got['mix']):.0f}", s('sparse'), s('identity'), s('load all'), s('K² loop') + scaled,
             f"{t['K² loop']/t['mix+flush']:.0f}" if loop else '-']
 
-HEAD = ['adapter','K','copy','product','mix','mix / (copy + product)','copy+flush','mix+flush','flushed ratio','peak extra MiB','sparse (8 neighbours)','identity','load all','K² loop','K² loop / mix+flush']
+HEAD = ['adapter','K','copy','product','mix','mix / (copy + product)','copy+flush','mix+flush','flushed ratio','peak extra MiB',
+        'sparse (8 neighbours)','identity','load all','K² loop','K² loop / mix+flush']
+NOT = 'not measured: more than `--most`, or than the disk or the page cache holds'
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,13 +156,16 @@ def main():
     for size in a.sizes.split(','):
         for K in map(int, a.clients.split(',')):
             r = row(size, K, a.repeats, a.folder, a.most)
-            lines.append('| ' + ' | '.join(map(str, r)) + ' |' if r else f'| {size} | {K} | not measured: more than `--most`, or than the disk or the page cache holds |')
+            lines.append('| ' + ' | '.join(map(str, r or [size, K, NOT])) + ' |')
             print(lines[-1], flush=True)
-    text = f"""Seconds, median of {a.repeats}; {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}. smollm2: r=8 on q and v of 30 layers, P = 460,800; 7b: r=16 on q and v of 32 layers, P = 8,388,608.
+    machine = f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}'
+    sizes = 'smollm2: r=8 on q and v of 30 layers, P = 460,800; 7b: r=16 on q and v of 32 layers, P = 8,388,608'
+    text = f"""Seconds, median of {a.repeats}; {machine}. {sizes}.
 * measured for some clients and scaled to all.
 
 {chr(10).join(lines)}
 """
-    if a.out: Path(a.out).write_text('# Mixing\n\n' + f'`python benchmarks/mixing.py --out {a.out}`. What the columns mean stands at the head of the script.\n\n' + text)
+    head = f'# Mixing\n\n`python benchmarks/mixing.py --out {a.out}`. What the columns mean stands at the head of the script.\n\n'
+    if a.out: Path(a.out).write_text(head + text)
 
 if __name__ == '__main__': main()

@@ -3,7 +3,8 @@
     python benchmarks/product.py --out benchmarks/product.md
 
 factors   `fedai.store.products.product_mix`: QR of the stacked factors, a small core, its singular value decomposition
-dense     Σ_l M_kl B_l A_l as an out x in matrix for each client, and torch's full decomposition of it, in float32; measured for one client and scaled to K
+dense     Σ_l M_kl B_l A_l as an out x in matrix for each client, and torch's full decomposition of it, in float32; measured for one client
+          and scaled to K
 One layer, out = in = d, rank 8, float32 factors, a random mixing matrix.
 """
 import argparse, time
@@ -41,6 +42,7 @@ def main():
             assert err < 1e-3, err
             lines.append(f'| {d} | {K} | {few:.3f} | {one*K:.2f} | {one*K/few:.0f} | {err:.0e} |')
             print(lines[-1], flush=True)
-    if a.out: Path(a.out).write_text('# Mixing in product space\n\n`python benchmarks/product.py --out benchmarks/product.md`. What is compared stands at the head of the script.\n\n' + '\n'.join(lines) + '\n')
+    how = '`python benchmarks/product.py --out benchmarks/product.md`. What is compared stands at the head of the script.'
+    if a.out: Path(a.out).write_text(f'# Mixing in product space\n\n{how}\n\n' + '\n'.join(lines) + '\n')
 
 if __name__ == '__main__': main()

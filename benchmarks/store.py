@@ -70,9 +70,11 @@ def main():
         few,many = [rounds(d/f'rounds{n}', n) for n in (0, 10_000)]
     finally: shutil.rmtree(d)
     lines = ['| one client into the live model | ms |', '|---|---|', *(f'| {k} | {v:.3g} |' for k,v in load.items()), '',
-             '| ten clients a round, ms | no other clients | 10,000 others with a state |', '|---|---|---|', *(f'| {k} | {few[k]:.3g} | {many[k]:.3g} |' for k in few)]
+             '| ten clients a round, ms | no other clients | 10,000 others with a state |', '|---|---|---|',
+             *(f'| {k} | {few[k]:.3g} | {many[k]:.3g} |' for k in few)]
     text = f"{os.cpu_count()} cores, torch {torch.__version__}.\n\n" + '\n'.join(lines) + '\n'
     print(text)
-    if a.out: Path(a.out).write_text(f'# Store\n\n`python benchmarks/store.py --out {a.out}`. Milliseconds, median; files in the page cache.\n\n' + text)
+    head = f'# Store\n\n`python benchmarks/store.py --out {a.out}`. Milliseconds, median; files in the page cache.\n\n'
+    if a.out: Path(a.out).write_text(head + text)
 
 if __name__ == '__main__': main()

@@ -5,13 +5,13 @@
 plain peft   one client after another: peft's model, transformers' loss over all positions, an optimiser over the adapter's tensors
 one by one   fedai's sequential engine: one client after another, the head at labelled positions only
 batched      fedai's batched engine: all clients in one batch over the frozen model
-Sequences have 48 to 64 tokens, the last 6 are the answer; AdamW, r = 8 on q and v. The alternatives take turns; each number is the median of the repeats. Where K clients are
-alike, the one-by-one ways are measured for four of them and scaled.
+Sequences have 48 to 64 tokens, the last 6 are the answer; AdamW, r = 8 on q and v. The alternatives take turns; each number is the median
+of the repeats. Where K clients are alike, the one-by-one ways are measured for four of them and scaled.
 
-FLOP/s: 4 per weight and token in the layers (2 forward, 2 backward; the frozen weights have no gradient), 4 per weight and label in the head, attention not counted, of real tokens
-only, as a share of what one product of 2048 x 2048 matrices reaches in the same run.
+FLOP/s: 4 per weight and token in the layers (2 forward, 2 backward; the frozen weights have no gradient), 4 per weight and label in the
+head, attention not counted, of real tokens only, as a share of what one product of 2048 x 2048 matrices reaches in the same run.
 """
-import argparse, json, os, subprocess, sys, time
+import argparse, json, os, subprocess, sys, time, warnings
 from pathlib import Path
 from statistics import median
 
@@ -19,12 +19,13 @@ import numpy as np, torch
 
 def parts(model, layers, steps, batch_size, **kw):
     from fedai.config import FedConfig
-    from fedai.train.passes import decoder_layers
-    from fedai.train.prefix import Prefix
     from fedai.models import get_model, get_tokenizer
     from fedai.train.live import LiveState
+    from fedai.train.passes import decoder_layers
+    from fedai.train.prefix import Prefix
     from fedai.train.tasks import TextTask
-    cfg = FedConfig(model=model, adapt_layers=layers, local_step=steps, batch_size=batch_size, device=DEVICE, max_new_tokens=16, dtype=DTYPE, mixed_precision='no', **kw)
+    cfg = FedConfig(model=model, adapt_layers=layers, local_step=steps, batch_size=batch_size, device=DEVICE, max_new_tokens=16,
+                    dtype=DTYPE, mixed_precision='no', **kw)
     peft = get_model(cfg).to(DEVICE)
     live,task = LiveState(peft),TextTask(cfg, get_tokenizer(cfg))
     if decoder_layers(peft)[1]: task.prefix = Prefix(peft)
@@ -103,7 +104,6 @@ def peak_flops():
     return 2*2048**3/timed({'mm': lambda: a @ a}, 7)['mm']
 
 def generation(model, K, b, repeats):
-    from fedai.data.prompts import Encoded
     from fedai.train.stack import LoraStack
     from fedai.train.tasks import Prepared
     cfg,live,task = parts(model, 'all', 1, b)
@@ -142,14 +142,52 @@ def memory(model, K, option):
         began = time.perf_counter()
         local_steps(stack, task, [Job(k, clients[k], cfg) for k in range(K)], 0)
         seconds.append(time.perf_counter() - began)
-    print(json.dumps(dict(K=K, base=base/2**20, row=live.layout.nbytes/2**20, loaded=loaded, peak=now('VmHWM'), tokens=sum(len(e) for c in clients for e in c), seconds=median(seconds))))
+    print(json.dumps(dict(K=K, base=base/2**20, row=live.layout.nbytes/2**20, loaded=loaded, peak=now('VmHWM'),
+                          tokens=sum(len(e) for c in clients for e in c), seconds=median(seconds))))
 
 # ---- the tables
 
-def table(head, rows): return '\n'.join(['| ' + ' | '.join(head) + ' |', '|' + '---|'*len(head)] + ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows]) + '\n'
+def line(cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
 
-def main():
-    global DEVICE, DTYPE
+def table(head, rows): return '\n'.join([line(head), '|' + '---|'*len(head), *map(line, rows)]) + '\n'
+
+def training_table(model, clients, sequences, repeats, peak):
+    "Tokens per second of each way to train, in a row for each number of clients and sequences."
+    head = ['adapters in','K','sequences each','plain peft','one by one','batched','batched / one by one','batched / plain',
+            'padding','FLOP/s reached']
+    rows,grid = [],[('all',K,b) for K in clients for b in sequences]
+    if model == 'smollm2': grid += [('last:10',K,2) for K in (1,4,8,16)]
+    for layers,K,b in grid:
+        r,pad,m = training(model, layers, K, b, repeats)
+        per_token,per_label = model_flops(m)
+        share = r['batched']*(per_token + per_label*6/55)/peak if layers == 'all' else None
+        rows.append([layers, K, b, *(f'{r[n]:.0f}' for n in ('plain peft','one by one','batched')),
+                     f"{r['batched']/r['one by one']:.2f}", f"{r['batched']/r['plain peft']:.2f}", f'{pad:.0%}',
+                     f'{share:.0%}' if share else '(cached prefix)'])
+        print(*rows[-1], flush=True)
+    return head,rows
+
+def generation_table(models, repeats):
+    head,rows = ['model','K','prompts each','one by one','together','together / one by one'],[]
+    for model in models:
+        for K in (1,2,4,8,16):
+            r = generation(model, K, 2, repeats)
+            rows.append([model, K, 2, *(f'{r[n]:.0f}' for n in ('one by one','together')), f"{r['together']/r['one by one']:.2f}"])
+            print(*rows[-1], flush=True)
+    return head,rows
+
+def memory_table():
+    head = ['K','option','tokens in a pass','base model','K rows, gradients and moments','process before the step','peak','seconds']
+    rows = []
+    for K,option in ((1,'none'),(4,'none'),(16,'none'),(32,'none'),(16,'gradient_checkpointing'),(16,'offload_activations')):
+        r = subprocess.run([sys.executable, __file__, '--memory', 'smollm2', str(K), option], capture_output=True, text=True)
+        if r.returncode: sys.exit(r.stderr[-2000:])
+        o = json.loads(r.stdout.splitlines()[-1])
+        rows.append([K, option, o['tokens'], f"{o['base']:.0f}", f"{4*K*o['row']:.0f}", f"{o['loaded']:.0f}", f"{o['peak']:.0f}",
+                     f"{o['seconds']:.2f}"])
+    return head,rows
+
+def arguments():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--models', default='smollm2,tiny')
     ap.add_argument('--clients', default='1,2,4,8,16,32')
@@ -159,42 +197,27 @@ def main():
     ap.add_argument('--dtype', default='float32')
     ap.add_argument('--out', help='a file for the tables; standard output when not given')
     ap.add_argument('--memory', nargs=3, help=argparse.SUPPRESS)
-    a = ap.parse_args()
-    DEVICE,DTYPE = a.device,a.dtype
+    return ap.parse_args()
+
+def main():
+    global DEVICE, DTYPE
+    a = arguments()
+    DEVICE,DTYPE,models = a.device,a.dtype,a.models.split(',')
     if a.memory: return memory(a.memory[0], int(a.memory[1]), a.memory[2])
-    import warnings; warnings.filterwarnings('ignore')
+    warnings.filterwarnings('ignore')
     peak = peak_flops()
     where = torch.cuda.get_device_name() if DEVICE != 'cpu' else f'{os.cpu_count()} cores, {torch.get_num_threads()} threads'
-    out = [f"`python benchmarks/training.py --out benchmarks/training.md`. What is compared stands at the head of the script.\n\n{where}, torch {torch.__version__}, {DTYPE}, median of {a.repeats}; a product of 2048 x 2048 matrices reaches {peak/1e9:.0f} GFLOP/s.\n"]
+    out = ['`python benchmarks/training.py --out benchmarks/training.md`. What is compared stands at the head of the script.\n\n'
+           f'{where}, torch {torch.__version__}, {DTYPE}, median of {a.repeats}; '
+           f'a product of 2048 x 2048 matrices reaches {peak/1e9:.0f} GFLOP/s.\n']
     def show(title, head, rows):
         out.append(f'## {title}\n\n{table(head, rows)}')
         print(out[-1], flush=True)
-    head = ['adapters in','K','sequences each','plain peft','one by one','batched','batched / one by one','batched / plain','padding','FLOP/s reached']
-    for model in a.models.split(','):
-        rows = []
-        grid = [('all',K,b) for K in map(int, a.clients.split(',')) for b in map(int, a.sequences.split(','))] + ([('last:10',K,b) for K,b in ((1,2),(4,2),(8,2),(16,2))] if model == 'smollm2' else [])
-        for layers,K,b in grid:
-            r,pad,m = training(model, layers, K, b, a.repeats)
-            per_token,per_label = model_flops(m)
-            share = r['batched']*(per_token + per_label*6/55)/peak if layers == 'all' else None
-            rows.append([layers, K, b, *(f'{r[n]:.0f}' for n in ('plain peft','one by one','batched')), f"{r['batched']/r['one by one']:.2f}", f"{r['batched']/r['plain peft']:.2f}", f'{pad:.0%}', f'{share:.0%}' if share else '(cached prefix)'])
-            print(*rows[-1], flush=True)
-        show(f'Training, {model}: tokens/s', head, rows)
-    rows = []
-    for model in a.models.split(','):
-        for K,b in ((1,2),(2,2),(4,2),(8,2),(16,2)):
-            r = generation(model, K, b, a.repeats)
-            rows.append([model, K, b, *(f'{r[n]:.0f}' for n in ('one by one','together')), f"{r['together']/r['one by one']:.2f}"])
-            print(*rows[-1], flush=True)
-    show('Generation, 16 tokens after prompts of 42 to 58: tokens/s', ['model','K','prompts each','one by one','together','together / one by one'], rows)
-    if DEVICE == 'cpu' and 'smollm2' in a.models:
-        rows = []
-        for K,option in ((1,'none'),(4,'none'),(16,'none'),(32,'none'),(16,'gradient_checkpointing'),(16,'offload_activations')):
-            r = subprocess.run([sys.executable, __file__, '--memory', 'smollm2', str(K), option], capture_output=True, text=True)
-            if r.returncode: sys.exit(r.stderr[-2000:])
-            o = json.loads(r.stdout.splitlines()[-1])
-            rows.append([K, option, o['tokens'], f"{o['base']:.0f}", f"{4*K*o['row']:.0f}", f"{o['loaded']:.0f}", f"{o['peak']:.0f}", f"{o['seconds']:.2f}"])
-        show('Peak memory and seconds of a step, smollm2, one sequence a client: MiB', ['K','option','tokens in a pass','base model','K rows, gradients and moments','process before the step','peak','seconds'], rows)
+    clients,sequences = (list(map(int, o.split(','))) for o in (a.clients, a.sequences))
+    for model in models: show(f'Training, {model}: tokens/s', *training_table(model, clients, sequences, a.repeats, peak))
+    show('Generation, 16 tokens after prompts of 42 to 58: tokens/s', *generation_table(models, a.repeats))
+    if DEVICE == 'cpu' and 'smollm2' in models:
+        show('Peak memory and seconds of a step, smollm2, one sequence a client: MiB', *memory_table())
     if a.out: Path(a.out).write_text('# Training\n\n' + '\n'.join(out))
 
 if __name__ == '__main__': main()

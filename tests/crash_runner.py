@@ -1,6 +1,6 @@
 """Runs a small federation in child processes and kills them; a script, so that nothing is forked from a process with threads.
 
-    python crash_runner.py FOLDER calls 1,5,9     kill before these calls that touch the disk or take a training step, each in a run of its own
+    python crash_runner.py FOLDER calls 1,5,9     kill before these calls that touch the disk or take a training step, one in each run
     python crash_runner.py FOLDER calls all       the same for every such call
     python crash_runner.py FOLDER times 100       kill at that many random moments
 A further argument is JSON with other fields of the config.
@@ -10,7 +10,7 @@ import os, sys
 os.environ['HF_HUB_OFFLINE'] = '1'
 import builtins, json, random, shutil, signal, time, traceback, warnings
 from pathlib import Path
-import networkx, torch
+import networkx, torch   # noqa: F401 (imported before any child is: what it opens isn't a call of the run's)
 from conftest import client_data
 from fedai.config import FedConfig
 from fedai.algorithms import get_server
@@ -21,11 +21,14 @@ warnings.simplefilter('ignore')
 
 K,ROUNDS = 4,3
 OTHER = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
-WATCHED = [(os, n) for n in ('replace','link','fsync','truncate','unlink','mkdir','rmdir','pwrite')] + [(torch.optim.AdamW, 'step'), (builtins, 'open')]
+WATCHED = [*((os, n) for n in ('replace','link','fsync','truncate','unlink','mkdir','rmdir','pwrite')),
+           (torch.optim.AdamW, 'step'), (builtins, 'open')]
+
+SMALL = dict(model='tiny', r=2, device='cpu', num_clients=K, m=.75, rounds=ROUNDS, local_step=2, batch_size=2, keep_rounds=1,
+             eval_every=2, max_new_tokens=2, clients_per_batch=2, adapt_layers='last:1', lora_dropout=.1, server_optimizer='adam')
 
 def run(root):
-    cfg = FedConfig(**{**dict(model='tiny', r=2, device='cpu', num_clients=K, m=.75, rounds=ROUNDS, local_step=2, batch_size=2, keep_rounds=1, eval_every=2, max_new_tokens=2,
-                    clients_per_batch=2, adapt_layers='last:1', lora_dropout=.1, server_optimizer='adam', output_dir=str(root)), **OTHER})
+    cfg = FedConfig(**{**SMALL, 'output_dir': str(root), **OTHER})
     get_server(cfg, client_data(K), callbacks=[]).fit()
 
 def watch(kill_at, log):
@@ -73,7 +76,9 @@ def child(root, kill_at=None, after=None):
     if os.WIFEXITED(status) and os.WEXITSTATUS(status): sys.exit(f'a run in {root} failed')
     return os.WIFSIGNALED(status),int(said) if said else None
 
-def files(root): return {str(o.relative_to(root)): o.read_bytes() for o in sorted(root.rglob('*')) if o.is_file() and o.name not in ('config.yaml','.lock')}
+def files(root):
+    there = [o for o in sorted(root.rglob('*')) if o.is_file() and o.name not in ('config.yaml','.lock')]
+    return {str(o.relative_to(root)): o.read_bytes() for o in there}
 
 def main(folder, mode, what, other=None):
     folder,rnd = Path(folder),random.Random(0)
@@ -91,7 +96,8 @@ def main(folder, mode, what, other=None):
         kills += child(root, *again)[0]
         if child(root)[0]: sys.exit('the last run was killed')
         got = files(root)
-        if got != want: sys.exit(f'killed at {n or after}, then at {again}: differs in {sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k))}')
+        other = sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k))
+        if other: sys.exit(f'killed at {n or after}, then at {again}: differs in {other}')
         shutil.rmtree(root)
     print(json.dumps(dict(calls=calls, runs=len(plans), kills=kills, rounds=ROUNDS)))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from conftest import client_data, sums
 from fedai.algorithms import get_server
 from fedai.clients import Client_mira
-from fedai.config import ConfigError, FedConfig, load_config
+from fedai.config import ConfigError, FedConfig
 from fedai.data.prompts import DataError
 from fedai.models import get_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
@@ -36,10 +36,12 @@ from fedai.train.local import NonFiniteLoss
     (dict(server_lr=1.), "`server_lr`: expected nothing with `server_optimizer: none`, got 1.0"),
     (dict(server_optimizer_args={'beta1': .9}), "`server_optimizer_args`: expected nothing with `server_optimizer: none`"),
     (dict(server_optimizer='adam', server_lr=0), "`server_lr`: expected a value above 0, got 0"),
-    (dict(server_optimizer='adam', server_optimizer_args={'beta3': .9}), r"settings of adam, which has beta1, beta2, tau \(did you mean 'beta"),
+    (dict(server_optimizer='adam', server_optimizer_args={'beta3': .9}),
+     r"settings of adam, which has beta1, beta2, tau \(did you mean 'beta"),
     (dict(server_optimizer='momentum', server_optimizer_args={'tau': .1}), "settings of momentum, which has beta1"),
     (dict(server_optimizer='adagrad', server_optimizer_args={'beta2': .9}), "settings of adagrad, which has beta1, tau"),
-    *[(dict(server_optimizer='yogi', server_optimizer_args={k: v}), f"`server_optimizer_args: {k}`: expected a number") for k,v in [('beta1',1),('beta1',-.1),('beta2',float('nan')),('beta2',True),('tau',0),('tau',float('inf')),('tau','x')]],
+    *[(dict(server_optimizer='yogi', server_optimizer_args={k: v}), f"`server_optimizer_args: {k}`: expected a number")
+      for k,v in [('beta1',1),('beta1',-.1),('beta2',float('nan')),('beta2',True),('tau',0),('tau',float('inf')),('tau','x')]],
     (dict(seed=None), "`seed`: expected an integer, got None"),
 ])
 def test_config(fields, message):
@@ -47,7 +49,12 @@ def test_config(fields, message):
 
 def graph(bad):
     A = np.ones((4,4)) - np.eye(4)
-    return {'size': A[:3,:3], 'flat': A[0], 'negative': -A, 'nan': A*np.nan, 'directed': np.triu(A), 'diagonal': A + np.eye(4), 'text': [['a','b']], 'ragged': [[0,1],[1]]}[bad]
+    return {'size': A[:3,:3], 'flat': A[0], 'negative': -A, 'nan': A*np.nan, 'directed': np.triu(A), 'diagonal': A + np.eye(4),
+            'text': [['a','b']], 'ragged': [[0,1],[1]]}[bad]
+
+BAD_GRAPHS = dict(size='a square array', flat='a square array', negative='weights of at least 0', nan='finite weights',
+                  directed='a symmetric array', diagonal='zeros on the diagonal', text=r'a \(4, 4\) array of numbers',
+                  ragged=r'a \(4, 4\) array of numbers')
 
 def with_data(**changes):
     data = client_data(4)
@@ -60,17 +67,21 @@ def with_data(**changes):
     (with_data(k1_test=[]), {}, {}, ConfigError, r"`lst_data_dict\[1\]\['test'\]`: expected at least one example"),
     ([{'train': sums(0)}]*4, {}, {}, ConfigError, r"`lst_data_dict\[0\]`: expected a dict with 'train' and 'test', got \['train'\]"),
     ([sums(0)]*4, {}, {}, ConfigError, r"`lst_data_dict\[0\]`: expected a dict with 'train' and 'test', got 'list'"),
-    *[(None, dict(graph=graph(b)), {}, ConfigError, f'`graph`: expected {w}') for b,w in dict(size='a square array', flat='a square array', negative='weights of at least 0', nan='finite weights',
-        directed='a symmetric array', diagonal='zeros on the diagonal', text=r'a \(4, 4\) array of numbers', ragged=r'a \(4, 4\) array of numbers').items()],
-    (None, {}, dict(graph='nowhere.npy'), ConfigError, "`graph`: expected 'random', 'tasks', 'complete', 'ring', 'erdos_renyi', 'learned' or a readable .npy file"),
+    *[(None, dict(graph=graph(b)), {}, ConfigError, f'`graph`: expected {w}') for b,w in BAD_GRAPHS.items()],
+    (None, {}, dict(graph='nowhere.npy'), ConfigError,
+     "`graph`: expected 'random', 'tasks', 'complete', 'ring', 'erdos_renyi', 'learned' or a readable .npy file"),
     (None, {}, dict(graph='learnt'), ConfigError, r"`graph`: expected .* \(did you mean 'learned'\?\)"),
     (None, {}, dict(lambda_=1e6), ConfigError, r"`lambda_`: expected ηλ·λ_max\(L\) below 2 .* got '2000 x .* = "),
-    (None, {}, dict(target_modules=['q_proj','nose']), ConfigError, "`target_modules`: expected names of layers in the model, such as .*'q_proj'.*, got 'nose'"),
+    (None, {}, dict(target_modules=['q_proj','nose']), ConfigError,
+     "`target_modules`: expected names of layers in the model, such as .*'q_proj'.*, got 'nose'"),
     (None, {}, dict(target_modules=[]), ConfigError, "`target_modules`"),
     (None, {}, dict(target_modules='[bad'), ConfigError, "`target_modules`"),
-    (None, {}, dict(target_modules='all-linear', adapt_layers='last:1'), ConfigError, "`adapt_layers`: expected 'all' where `target_modules` is a text .* got 'last:1'"),
-    (None, {}, dict(selection='availability', selection_args={'available': [[1,0,1],[1,1,1]]}), ConfigError, "`selection_args: available`: expected 4 values in each line, one a client, got 3"),
-    (None, {}, dict(selection='power_of_choice', selection_args={'d': 9}), ConfigError, "`selection_args: d`: expected from 4 .* to 4 candidates, got 9"),
+    (None, {}, dict(target_modules='all-linear', adapt_layers='last:1'), ConfigError,
+     "`adapt_layers`: expected 'all' where `target_modules` is a text .* got 'last:1'"),
+    (None, {}, dict(selection='availability', selection_args={'available': [[1,0,1],[1,1,1]]}), ConfigError,
+     "`selection_args: available`: expected 4 values in each line, one a client, got 3"),
+    (None, {}, dict(selection='power_of_choice', selection_args={'d': 9}), ConfigError,
+     "`selection_args: d`: expected from 4 .* to 4 candidates, got 9"),
     (None, {}, dict(graph='erdos_renyi', graph_args={'p': 2}), ConfigError, "`graph_args: p`: expected a probability, 0 to 1, got 2"),
     (None, {}, dict(adapt_layers='last:9'), ConfigError, "`adapt_layers`: expected at most last:2"),
     (None, {}, dict(model='./nowhere'), ConfigError, "`model`: expected an existing folder"),
@@ -113,7 +124,8 @@ def test_too_long_is_dropped_when_asked_and_counted(make_cfg):
     data[2]['train'][5] = dict(instruction='x', output='y'*600)
     data[1]['train'] = [dict(instruction='x', output='y'*600)]
     s = Server_mira(make_cfg(on_bad='drop', m=.1, rounds=1), data, callbacks=[])
-    with pytest.warns(UserWarning, match='client 2, train: 1 examples dropped and 0 prompts cut'): assert s.client_list[2].train_data.dropped == 1
+    with pytest.warns(UserWarning, match='client 2, train: 1 examples dropped and 0 prompts cut'):
+        assert s.client_list[2].train_data.dropped == 1
     with pytest.raises(DataError, match='client 1: none of its 1 train examples fits'): s.client_list[1].train_data
 
 def test_a_loss_that_breaks_stops_the_run_by_name(make_cfg):
@@ -137,16 +149,22 @@ def test_folder_of_another_run(make_cfg, tmp_path):
     cfg = make_cfg(rounds=1)
     Server_mira(cfg, client_data(4), callbacks=[]).fit()
     before = {o: o.read_bytes() for o in Path(cfg.output_dir).rglob('*') if o.is_file()}
-    for change,message in ((dict(lr=.5), '`lr`: expected 0.001, as in the run in'), (dict(seed=3), '`seed`: expected 0'), (dict(r=2), '`r`: expected 4'), (dict(resume=False), '`output_dir`: expected a folder without a run')):
+    for change,message in ((dict(lr=.5), '`lr`: expected 0.001, as in the run in'),
+                           (dict(seed=3), '`seed`: expected 0'),
+                           (dict(r=2), '`r`: expected 4'),
+                           (dict(resume=False), '`output_dir`: expected a folder without a run')):
         with pytest.raises(ConfigError, match=message): Server_mira(cfg.replace(**change), client_data(4), callbacks=[])
     other = get_model(cfg.replace(seed=9))
-    with pytest.raises(StoreError, match='began from other weights'): Server_mira(cfg.replace(rounds=9), client_data(4), other, callbacks=[])
+    with pytest.raises(StoreError, match='began from other weights'):
+        Server_mira(cfg.replace(rounds=9), client_data(4), other, callbacks=[])
     base = get_model(cfg)
     with torch.no_grad(): base.get_base_model().model.layers[0].mlp.up_proj.weight.add_(1)
     with pytest.raises(ConfigError, match='`base_model`: expected .*, as in the run'): Server_mira(cfg, client_data(4), base, callbacks=[])
-    with pytest.raises(ConfigError, match="`server`: expected 'Server_mira', as in the run in .* got 'BaseServer'"): BaseServer(cfg, client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match="`server`: expected 'Server_mira', as in the run in .* got 'BaseServer'"):
+        BaseServer(cfg, client_data(4), callbacks=[])
     class Other(Client_mira): pass
-    with pytest.raises(ConfigError, match="`client`: expected 'Client_mira'"): Server_mira(cfg, client_data(4), None, None, Other, callbacks=[])
+    with pytest.raises(ConfigError, match="`client`: expected 'Client_mira'"):
+        Server_mira(cfg, client_data(4), None, None, Other, callbacks=[])
     data = client_data(4)
     data[1]['train'] = sums(9)
     s = Server_mira(cfg.replace(rounds=2), data, callbacks=[])
@@ -156,7 +174,8 @@ def test_folder_of_another_run(make_cfg, tmp_path):
     mine = tmp_path/'mine'
     (mine/'7').mkdir(parents=True)
     (mine/'7'/'thesis.txt').write_text('all my work')
-    with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'): Server_mira(make_cfg(output_dir=str(mine)), client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'):
+        Server_mira(make_cfg(output_dir=str(mine)), client_data(4), callbacks=[])
     assert (mine/'7'/'thesis.txt').read_text() == 'all my work'
 
 @pytest.mark.parametrize('name', ['config.yaml','history.jsonl','0','3','scorecard.json','names.json'])
@@ -167,7 +186,8 @@ def test_files_of_somebody_else_are_never_touched(make_cfg, tmp_path, name):
         p.mkdir()
         p = p/'thesis.txt'
     p.write_text('all my work')
-    with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'): Server_mira(make_cfg(output_dir=str(tmp_path/'mine')), client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match='`output_dir`: expected a new folder or one of a run'):
+        Server_mira(make_cfg(output_dir=str(tmp_path/'mine')), client_data(4), callbacks=[])
     assert p.read_text() == 'all my work'
     assert {o.name for o in (tmp_path/'mine').iterdir()} == {'.lock', name}
 
@@ -182,11 +202,15 @@ def test_changed_data_is_trained_on_after_a_stop_in_the_first_round(make_cfg):
     assert list(s.store.trained(1)) == [0]
     assert s.fit() == fresh.fit()
 
-@pytest.mark.parametrize('name,args', [('LBFGS',{}), ('SparseAdam',{}), ('AdamW',dict(fused=True, foreach=True)), ('Adam',dict(betas=[2,2]))])
+@pytest.mark.parametrize('name,args', [('LBFGS',{}), ('SparseAdam',{}), ('AdamW',dict(fused=True, foreach=True)),
+                                       ('Adam',dict(betas=[2,2]))])
 def test_optimisers_that_cannot_take_part(make_cfg, name, args):
-    with pytest.raises(ConfigError, match='`optimizer'): Server_mira(make_cfg(optimizer=name, optimizer_args=args), client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match='`optimizer'):
+        Server_mira(make_cfg(optimizer=name, optimizer_args=args), client_data(4), callbacks=[])
 
-@pytest.mark.parametrize('name', sorted(n for n,o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer) and n not in ('Optimizer','LBFGS','SparseAdam')))
+OPTIMIZERS = {n for n,o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)}
+
+@pytest.mark.parametrize('name', sorted(OPTIMIZERS - {'Optimizer','LBFGS','SparseAdam'}))
 def test_every_other_optimiser_of_torch_does(make_cfg, name):
     s = Server_mira(make_cfg(optimizer=name, rounds=1, num_clients=1, local_step=1), client_data(1), callbacks=[])
     assert np.isfinite(s.fit()[0]['mean_loss'])
@@ -194,12 +218,14 @@ def test_every_other_optimiser_of_torch_does(make_cfg, name):
 def test_an_output_folder_that_cannot_be(make_cfg, tmp_path):
     (tmp_path/'file').write_text('')
     for p in (tmp_path/'file', tmp_path/'file'/'x', Path('/proc/x')):
-        with pytest.raises(ConfigError, match='`output_dir`: expected a folder that can be written'): Server_mira(make_cfg(output_dir=str(p)), client_data(4), callbacks=[])
+        with pytest.raises(ConfigError, match='`output_dir`: expected a folder that can be written'):
+            Server_mira(make_cfg(output_dir=str(p)), client_data(4), callbacks=[])
     with pytest.raises(ConfigError, match='`output_dir`: expected the name of a folder'): make_cfg(output_dir=' ')
 
 def test_a_name_that_another_algorithm_has():
     from fedai.servers import algorithm_classes
-    with pytest.raises(ConfigError, match='`name`: expected one that no other algorithm has .*Server_mira.* got .mira.'): type('Mine', (BaseServer,), {}, name='mira')
+    with pytest.raises(ConfigError, match='`name`: expected one that no other algorithm has .*Server_mira.* got .mira.'):
+        type('Mine', (BaseServer,), {}, name='mira')
     assert algorithm_classes['mira'] is Server_mira
     def cell():   # which is run again in a notebook
         class Mine(BaseServer, name='mine'): pass
@@ -210,13 +236,20 @@ def test_a_name_that_another_algorithm_has():
         assert algorithm_classes['mine'] is again
     finally: algorithm_classes.pop('mine', None)
 
-@pytest.mark.parametrize('kw,message', [(dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"), (dict(send=3), '`send`: expected an attribute'), (dict(rounds=9), r'`rounds`: expected it in the config \(`cfg.replace\(rounds=...\)`\), got 9'), (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
+@pytest.mark.parametrize('kw,message', [
+    (dict(grpah=np.ones((4,4))), r"`grpah`: expected an attribute such as .* \(did you mean 'graph'\?\)"),
+    (dict(send=3), '`send`: expected an attribute'),
+    (dict(rounds=9), r'`rounds`: expected it in the config \(`cfg.replace\(rounds=...\)`\), got 9'),
+    (dict(holdout_ds=[]), '`holdout_ds`: expected at least one example')])
 def test_arguments_of_the_server(make_cfg, kw, message):
     with pytest.raises(ConfigError, match=message): Server_mira(make_cfg(), client_data(4), callbacks=[], **kw)
     with pytest.raises(ConfigError, match='`cfg`: expected a FedConfig'): Server_mira(dict(lr=1), client_data(4))
-    with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected a list or dataset"): Server_mira(make_cfg(), [{'train': iter(sums(0)), 'test': sums(0)}]*4, callbacks=[])
+    with pytest.raises(ConfigError, match=r"`lst_data_dict\[0\]\['train'\]`: expected a list or dataset"):
+        Server_mira(make_cfg(), [{'train': iter(sums(0)), 'test': sums(0)}]*4, callbacks=[])
 
-@pytest.mark.parametrize('M,message', [(np.full((4,4), np.nan), 'with NaN or infinity'), (None, r'got None \(is there a `return`\?\)'), (np.eye(3), r'got shape \(3, 3\)')])
+@pytest.mark.parametrize('M,message', [(np.full((4,4), np.nan), 'with NaN or infinity'),
+                                       (None, r'got None \(is there a `return`\?\)'),
+                                       (np.eye(3), r'got shape \(3, 3\)')])
 def test_a_mixing_matrix_that_is_none(make_cfg, M, message):
     class Server(Server_mira):
         def mixing_matrix(self, ids, comm_round): return M if hasattr(self, 'store') else super().mixing_matrix(ids, comm_round)
@@ -226,7 +259,7 @@ def test_a_mixing_matrix_that_is_none(make_cfg, M, message):
     assert s.store.round == 0 and not list(Path(s.cfg.output_dir).rglob('local_output_*'))
 
 def test_a_tokenizer_without_a_pad_token_pads_by_length(make_cfg):
-    cfg,a,b = make_cfg(rounds=1),get_tokenizer(make_cfg()),get_tokenizer(make_cfg())
+    a,b = get_tokenizer(make_cfg()),get_tokenizer(make_cfg())
     b.pad_token = None
     x,y = [Server_mira(make_cfg(rounds=1), client_data(4), callbacks=[], tokenizer=t) for t in (a,b)]
     assert x.fit()[0]['loss'] == y.fit()[0]['loss']
@@ -245,7 +278,8 @@ def test_tokenizer_larger_than_a_finished_model(make_cfg):
     cfg = make_cfg(num_clients=4)
     tok,model = get_tokenizer(cfg),get_model(cfg)
     tok.add_tokens(['<new>'])
-    with pytest.raises(ConfigError, match='`tokenizer`: expected at most 261 tokens'): Server_mira(cfg, client_data(4), model, callbacks=[], tokenizer=tok)
+    with pytest.raises(ConfigError, match='`tokenizer`: expected at most 261 tokens'):
+        Server_mira(cfg, client_data(4), model, callbacks=[], tokenizer=tok)
 
 def test_peft_methods_without_plain_weights_are_refused(make_cfg):
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -255,20 +289,25 @@ def test_peft_methods_without_plain_weights_are_refused(make_cfg):
     two = get_model(cfg)
     two.add_adapter('second', LoraConfig(r=2, target_modules=['q_proj']))
     for model in (prompt,two):
-        with pytest.raises(ConfigError, match='`model`: expected a PEFT model with one adapter'): Server_mira(cfg, client_data(4), model, callbacks=[])
+        with pytest.raises(ConfigError, match='`model`: expected a PEFT model with one adapter'):
+            Server_mira(cfg, client_data(4), model, callbacks=[])
 
 def test_untied_model_with_new_tokens_is_refused(make_cfg):
     from transformers import LlamaConfig, LlamaForCausalLM
     from fedai.models import add_lora
     cfg = make_cfg(add_tokens=['<new>'])
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=262, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=False))
-    with pytest.raises(ConfigError, match='`add_tokens`: expected none for a model whose output layer is not tied'): add_lora(model, cfg, get_tokenizer(cfg))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=262, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                         num_key_value_heads=2, tie_word_embeddings=False))
+    with pytest.raises(ConfigError, match='`add_tokens`: expected none for a model whose output layer is not tied'):
+        add_lora(model, cfg, get_tokenizer(cfg))
 
 def test_sequences_longer_than_a_model_has_positions(make_cfg):
     from transformers import GPT2Config, GPT2LMHeadModel
-    short = lambda: GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=16, n_layer=1, n_head=2, n_positions=64, eos_token_id=1, bos_token_id=1))
+    shape = GPT2Config(vocab_size=261, n_embd=16, n_layer=1, n_head=2, n_positions=64, eos_token_id=1, bos_token_id=1)
+    short = lambda: GPT2LMHeadModel(shape)
     cfg = make_cfg(target_modules=['c_attn'], rounds=1, max_new_tokens=60)
-    with pytest.raises(ConfigError, match='`max_length`: expected at most 64, the positions that the model has, got 512'): Server_mira(cfg, client_data(4), short(), callbacks=[])
+    with pytest.raises(ConfigError, match='`max_length`: expected at most 64, the positions that the model has, got 512'):
+        Server_mira(cfg, client_data(4), short(), callbacks=[])
     assert not Path(cfg.output_dir).exists()
     s = Server_mira(cfg.replace(max_length=64), client_data(4), short(), callbacks=[])
     s.fit()
@@ -277,14 +316,16 @@ def test_sequences_longer_than_a_model_has_positions(make_cfg):
 def test_a_tokenizer_that_ends_nothing_is_named_shortly(make_cfg):
     tok = get_tokenizer(make_cfg())
     tok.eos_token = None
-    with pytest.raises(ConfigError, match='`tokenizer`: expected one with an end-of-sequence token') as e: Server_mira(make_cfg(), client_data(4), tokenizer=tok, callbacks=[])
+    with pytest.raises(ConfigError, match='`tokenizer`: expected one with an end-of-sequence token') as e:
+        Server_mira(make_cfg(), client_data(4), tokenizer=tok, callbacks=[])
     assert len(str(e.value)) < 150
 
 @pytest.mark.parametrize('argv,code,message', [
     (['run', 'nowhere.yaml'], 2, "fedai: `config`: expected a YAML file, got 'nowhere.yaml'"),
     (['run', '--num_clients', 'many'], 2, "fedai: `num_clients`: expected an integer or nothing, got 'many'"),
     (['run', '--tasks', '{a: [}'], 2, 'fedai: `tasks`: expected a YAML value ('),
-    (['run', '--data', 'nowhere', '--output_dir', 'out'], 2, "fedai: `data`: expected 'reasoning-gym', a file or folder that is there, or a Hugging Face dataset"),
+    (['run', '--data', 'nowhere', '--output_dir', 'out'], 2,
+     "fedai: `data`: expected 'reasoning-gym', a file or folder that is there, or a Hugging Face dataset"),
     (['run', '--lrr', '1'], 2, "fedai: `--lrr`: expected a known option (did you mean '--lr'?)"),
     ([], 2, 'command')])
 def test_command_line(argv, code, message, tmp_path):
@@ -292,7 +333,10 @@ def test_command_line(argv, code, message, tmp_path):
     assert r.returncode == code and message in r.stderr and 'Traceback' not in r.stderr, r.stderr
     assert not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('said,message', [([[0,0,1]], r'in round 0 a list of different clients from 0 to 3, got \[0, 0, 1\]'), ([[0],[4]], r'in round 1 .*, got \[4\]'), ([[-1]], 'in round 0'), ([[]], 'in round 0'), ([0,1], 'in round 0 .*, got 0'), ([[.5]], 'in round 0'), ([], 'a list of clients for round 0')])
+@pytest.mark.parametrize('said,message', [
+    ([[0,0,1]], r'in round 0 a list of different clients from 0 to 3, got \[0, 0, 1\]'), ([[0],[4]], r'in round 1 .*, got \[4\]'),
+    ([[-1]], 'in round 0'), ([[]], 'in round 0'), ([0,1], 'in round 0 .*, got 0'), ([[.5]], 'in round 0'),
+    ([], 'a list of clients for round 0')])
 def test_a_selection_of_ones_own_that_is_none(make_cfg, said, message):
     class Own(BaseServer):
         def client_selection(self): return said
@@ -306,10 +350,19 @@ def test_a_selection_of_ones_own_may_be_numpy_s(make_cfg):
     assert [r['selected'] for r in Own(make_cfg(rounds=2), client_data(4), callbacks=[]).fit()] == [[0,2],[1]]
 
 @pytest.mark.parametrize('kw,message', [
-    (dict(callbacks=Callback()), '`callbacks`: expected a list of `Callback`s'), (dict(callbacks=[Callback]), '`callbacks`'), (dict(callbacks=[print]), '`callbacks`'),
-    (dict(model='tiny'), "`model`: expected a module, or None .*, got 'tiny'"), (dict(client_class='Client_mira'), "`client_class`: expected a subclass of BaseClient, got 'Client_mira'"), (dict(client_class=Callback), '`client_class`: expected'), (dict(cfg=dict(model='tiny')), '`cfg`: expected'),
-    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'), (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'), (dict(cfg=None), '`cfg`: expected a FedConfig, got None'),
-    (dict(tokenizer='tiny'), "`tokenizer`: expected a transformers tokenizer, got 'tiny'"), (dict(model=torch.nn.Linear(1, 1), criterion=torch.nn.MSELoss(reduction='sum')), "`criterion`: expected one with reduction='mean', got 'sum'")])
+    (dict(callbacks=Callback()), '`callbacks`: expected a list of `Callback`s'),
+    (dict(callbacks=[Callback]), '`callbacks`'),
+    (dict(callbacks=[print]), '`callbacks`'),
+    (dict(model='tiny'), "`model`: expected a module, or None .*, got 'tiny'"),
+    (dict(client_class='Client_mira'), "`client_class`: expected a subclass of BaseClient, got 'Client_mira'"),
+    (dict(client_class=Callback), '`client_class`: expected'),
+    (dict(cfg=dict(model='tiny')), '`cfg`: expected'),
+    (dict(lst_data_dict=None), '`lst_data_dict`: expected a list .*, got None'),
+    (dict(lst_data_dict=iter(client_data(4))), '`lst_data_dict`'),
+    (dict(cfg=None), '`cfg`: expected a FedConfig, got None'),
+    (dict(tokenizer='tiny'), "`tokenizer`: expected a transformers tokenizer, got 'tiny'"),
+    (dict(model=torch.nn.Linear(1, 1), criterion=torch.nn.MSELoss(reduction='sum')),
+     "`criterion`: expected one with reduction='mean', got 'sum'")])
 def test_arguments_of_another_type(make_cfg, kw, message):
     cfg = make_cfg()
     with pytest.raises(ConfigError, match=message): get_server(**{**dict(cfg=cfg, lst_data_dict=client_data(4)), **kw})
@@ -325,17 +378,20 @@ def test_a_server_that_was_not_made_can_be_shown(make_cfg):
 def test_tensors_that_a_row_does_not_have(make_cfg, what):
     Own = type('Own', (BaseServer,), {what: lambda self, comm_round: {'lora_B'}})
     cfg = make_cfg()
-    with pytest.raises(ConfigError, match=f"`{what}`: expected names of tensors of a row.*, got 'lora_B'"): Own(cfg, client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match=f"`{what}`: expected names of tensors of a row.*, got 'lora_B'"):
+        Own(cfg, client_data(4), callbacks=[])
     assert not Path(cfg.output_dir).exists()
 
 def test_a_transformers_model_that_an_earlier_server_put_a_lora_on(make_cfg):
     model = get_model(make_cfg()).unload()
     assert Server_mira(make_cfg(r=4), client_data(4), model, callbacks=[]).live.tensors
     cfg = make_cfg(r=8)
-    with pytest.raises(ConfigError, match='`model`: expected a transformers model without a LoRA'): Server_mira(cfg, client_data(4), model, callbacks=[])
+    with pytest.raises(ConfigError, match='`model`: expected a transformers model without a LoRA'):
+        Server_mira(cfg, client_data(4), model, callbacks=[])
     assert not Path(cfg.output_dir).exists()
 
 @pytest.mark.parametrize('out', [None, 1., {}, {'loss': float('nan')}, {'loss': np.float32(1)}, {'loss': torch.tensor(1.)}])
 def test_a_train_of_ones_own_that_reports_no_loss(make_cfg, out):
     Own = type('Own', (Client_mira,), dict(train=lambda self, comm_round: out))
-    with pytest.raises(ValueError, match='client 0: Own.train: expected a dict whose `loss` is a finite number'): Server_mira(make_cfg(), client_data(4), client_class=Own, callbacks=[]).fit()
+    with pytest.raises(ValueError, match='client 0: Own.train: expected a dict whose `loss` is a finite number'):
+        Server_mira(make_cfg(), client_data(4), client_class=Own, callbacks=[]).fit()

@@ -1,5 +1,5 @@
 "A run killed at any moment and started again ends as if it had never stopped; a full disk and a second process do no harm."
-import json, os, resource, subprocess, sys, time
+import json, os, subprocess, sys
 import pytest, torch
 from pathlib import Path
 from conftest import client_data
@@ -23,7 +23,9 @@ def test_killed_at_chosen_calls(tmp_path):
 def test_killed_at_random_times(tmp_path):
     assert killed(tmp_path, 'times', '6')['kills'] >= 3
 
-OTHERS = {'clusters': dict(name='ifca', selection='power_of_choice', server_optimizer='momentum'), 'base': dict(name='fedex', server_optimizer='none', ranks=[]), 'fresh': dict(name='flora', server_optimizer='none', ranks=[1,2,2,1]),
+OTHERS = {'clusters': dict(name='ifca', selection='power_of_choice', server_optimizer='momentum'),
+          'base': dict(name='fedex', server_optimizer='none', ranks=[]),
+          'fresh': dict(name='flora', server_optimizer='none', ranks=[1,2,2,1]),
           'graph': dict(graph='learned', graph_args=dict(every=2, top_k=2), ranks=[2,1,2,1])}
 
 @pytest.mark.parametrize('kind', OTHERS)
@@ -78,15 +80,23 @@ def test_after_a_failed_write_the_same_server_goes_on(make_cfg, monkeypatch):
         if writes[0] == 3: raise OSError(errno.ENOSPC, 'No space left on device')
         return real(fd, buf, at)
     monkeypatch.setattr(os, 'pwrite', full)
-    with pytest.raises(StoreError, match=r'the mixed states of round 2: No space left on device \(.*local_output_2.*\); the run stands at round 1'): s.fit()
+    said = r'the mixed states of round 2: No space left on device \(.*local_output_2.*\); the run stands at round 1'
+    with pytest.raises(StoreError, match=said): s.fit()
     monkeypatch.setattr(os, 'pwrite', real)
     s.fit()
     for i in range(4): assert torch.equal(s.store.load_row(i), AdapterStore(a.output_dir).load_row(i))
 
+HOLD = """
+import time
+from fedai.store.adapters import AdapterStore
+with AdapterStore({root!r}).locked():
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
 def test_a_second_process_is_refused_and_a_dead_ones_lock_is_not_in_the_way(make_cfg):
     cfg = make_cfg(rounds=1)
-    hold = [sys.executable, '-c', f"import time\nfrom fedai.store.adapters import AdapterStore\nwith AdapterStore({cfg.output_dir!r}).locked():\n print('held', flush=True); time.sleep(60)"]
-    p = subprocess.Popen(hold, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-c', HOLD.format(root=cfg.output_dir)], stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline() == 'held\n'
         with pytest.raises(StoreError, match='in use by another process'): Server_mira(cfg, client_data(4), callbacks=[])
@@ -118,6 +128,10 @@ def damaged(cfg, how):
     if how == 'state': (root/'state.json').write_text('{"round": 1')
     if how == 'future': (root/'state.json').write_text((root/'state.json').read_text().replace('"round": 2', '"round": 1'))
 
+SAID = {'cut': 'local_output_1/adapter_model.safetensors: expected', 'altered': 'local_output_1/adapter_model.safetensors: altered',
+        'missing': 'local_output_1/adapter_model.safetensors: not there', 'config': 'local_output_1/adapter_config.json: altered',
+        'start': '0/adapter_model.safetensors', 'history': 'history.jsonl', 'state': 'state.json: damaged', 'future': 'state.json: damaged'}
+
 @pytest.mark.parametrize('how', ['none','cut','altered','missing','config','start','history','state','future'])
 def test_check_names_what_is_damaged_and_it_is_never_trained_on(make_cfg, capsys, how):
     cfg = make_cfg(rounds=2, keep_rounds=1)
@@ -127,8 +141,7 @@ def test_check_names_what_is_damaged_and_it_is_never_trained_on(make_cfg, capsys
     out = capsys.readouterr()
     assert code == (how != 'none')
     if how == 'none': assert 'round 2, 4 clients, 5 states: all whole' in out.out
-    else: assert {'cut':'local_output_1/adapter_model.safetensors: expected','altered':'local_output_1/adapter_model.safetensors: altered','missing':'local_output_1/adapter_model.safetensors: not there',
-                  'config':'local_output_1/adapter_config.json: altered','start':'0/adapter_model.safetensors','history':'history.jsonl','state':'state.json: damaged','future':'state.json: damaged'}[how] in out.out + out.err
+    else: assert SAID[how] in out.out + out.err
     if how in ('none','config'): return
     with pytest.raises(StoreError):
         s = Server_mira(cfg.replace(rounds=3), client_data(4), callbacks=[])
@@ -151,10 +164,13 @@ from fedai.ship import export_adapter
 from fedai.utils import write_text
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
-for f in (lambda: write_text({str(tmp_path/'long.txt')!r}, 'x'*50000), lambda: export_adapter({cfg.output_dir!r}, 0, {str(tmp_path/'out')!r}, merge=True)):
+for f in (lambda: write_text({str(tmp_path/'long.txt')!r}, 'x'*50000),
+          lambda: export_adapter({cfg.output_dir!r}, 0, {str(tmp_path/'out')!r}, merge=True)):
     try: f()
     except Exception as e: print(type(e).__name__, e)
 '''
     out = subprocess.run([sys.executable, '-c', run], capture_output=True, text=True)
-    assert out.stdout.splitlines() == [f"OSError [Errno 27] File too large: '{tmp_path/'long.txt'}'", f"RunError {tmp_path/'out'}: not written (Error while serializing: I/O error: File too large (os error 27))"], out
+    full = 'Error while serializing: I/O error: File too large (os error 27)'
+    assert out.stdout.splitlines() == [f"OSError [Errno 27] File too large: '{tmp_path/'long.txt'}'",
+                                       f"RunError {tmp_path/'out'}: not written ({full})"], out
     assert not list(tmp_path.rglob('*.tmp')) and not (tmp_path/'out').exists()

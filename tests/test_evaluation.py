@@ -1,4 +1,4 @@
-"The scorecard and what stands beside it, from the saved answers by the metric packages alone, and from the saved adapters by peft and transformers alone."
+"The scorecard and what stands beside it: from saved answers by the metric packages alone, from saved adapters by peft and transformers."
 import collections, json, math, re, statistics, string
 import numpy as np, pytest, sacrebleu, torch
 from pathlib import Path
@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from conftest import client_data, sums
 from fedai.algorithms import get_server
-from fedai.config import ConfigError
+from fedai.config import ConfigError, FedConfig
 from fedai.data.clients import ClientData
 from fedai.evaluate.scorecard import gain_table, score_table
 from fedai.evaluate.metrics import paired_bootstrap, scorers, text_scores
 from fedai.models import get_base_model, get_tokenizer
 from fedai.data.prompts import Prompter
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*of its test questions are in its training data')   # on purpose, so that some answers come out right
+# on purpose, so that some answers come out right
+pytestmark = pytest.mark.filterwarnings('ignore:.*of its test questions are in its training data')
 
 def card_of(cfg): return json.loads((Path(cfg.output_dir)/'scorecard.json').read_text())
 def said_of(cfg): return [json.loads(o) for o in (Path(cfg.output_dir)/'generations.jsonl').read_text().splitlines()]
@@ -26,11 +27,13 @@ def run(cfg, data, **kw):
     return s
 
 def mixed_data(K):
-    "Clients that are tested on what they train on, so that some answers come out right; the last two also have questions with several right answers and such with choices."
+    "Clients tested on what they train on, so that some answers are right; the last two also have several right answers, and choices."
     data = [{'train': sums(k, 6), 'test': sums(k, 4)} for k in range(K)]
     for d in data[-2:]:
-        d['test'] = d['test'] + [dict(instruction='Which is a fruit?', output='apple', choices=['car','apple','house on a hill'], task=d['test'][0]['task']),
-                                 dict(instruction='Name a colour.', output='red', references=['red','a deep blue','3'], task=d['test'][0]['task'])]
+        task = d['test'][0]['task']
+        fruit = dict(instruction='Which is a fruit?', output='apple', choices=['car','apple','house on a hill'], task=task)
+        colour = dict(instruction='Name a colour.', output='red', references=['red','a deep blue','3'], task=task)
+        d['test'] = [*d['test'],fruit,colour]
     return data
 
 # the metrics, written plainly over the packages
@@ -48,8 +51,9 @@ def squad_f1(answer, right):
     return 2*precision*recall/(precision + recall)
 
 def by_hand(lines, answers, chosen=None):
-    rouge = rouge_scorer.RougeScorer(['rouge1','rouge2','rougeL','rougeLsum'])
-    out = {k: np.mean([max(rouge.score(r, a)[k].fmeasure for r in references(o)) for o,a in zip(lines, answers)]) for k in ('rouge1','rouge2','rougeL','rougeLsum')}
+    kinds = ['rouge1','rouge2','rougeL','rougeLsum']
+    rouge = rouge_scorer.RougeScorer(kinds)
+    out = {k: np.mean([max(rouge.score(r, a)[k].fmeasure for r in references(o)) for o,a in zip(lines, answers)]) for k in kinds}
     out['exact_match'] = np.mean([any(a.strip() == r.strip() for r in references(o)) for o,a in zip(lines, answers)])
     out['token_f1'] = np.mean([max(squad_f1(a, r) for r in references(o)) for o,a in zip(lines, answers)])
     n = max(len(references(o)) for o in lines)
@@ -69,8 +73,9 @@ words = st.lists(st.sampled_from('The a an cat, dog 7. seven Paris runs!\n été
 @given(st.lists(st.tuples(words, st.lists(words, min_size=1, max_size=3)), min_size=1, max_size=5))
 def test_several_references(pairs):
     lines = [dict(output=r[0], **({'references': r} if len(r) > 1 else {})) for _,r in pairs]
-    assert text_scores([p for p,_ in pairs], [references(o) for o in lines]) == pytest.approx(by_hand(lines, [p for p,_ in pairs]), abs=1e-9)
-    if all(len(r) == 1 for _,r in pairs): assert text_scores([p for p,_ in pairs], [r[0] for _,r in pairs]) == text_scores([p for p,_ in pairs], [r for _,r in pairs])
+    answers,right = [p for p,_ in pairs],[r for _,r in pairs]
+    assert text_scores(answers, [references(o) for o in lines]) == pytest.approx(by_hand(lines, answers), abs=1e-9)
+    if all(len(r) == 1 for r in right): assert text_scores(answers, [r[0] for r in right]) == text_scores(answers, right)
 
 # losses, by peft and transformers
 
@@ -104,29 +109,35 @@ def mean_state(states): return {n: sum(o[n] for o in states)/len(states) for n i
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     "A run of five clients, of whom one took no part, tested with all there is; its answers are half right."
-    from fedai.config import FedConfig
-    cfg = FedConfig(model='tiny', device='cpu', num_clients=5, m=.8, rounds=1, local_step=60, batch_size=3, max_new_tokens=6, r=4, lr=1e-2, coupling=.05, output_dir=str(tmp_path_factory.mktemp('trained')/'run'))
+
+    cfg = FedConfig(model='tiny', device='cpu', num_clients=5, m=.8, rounds=1, local_step=60, batch_size=3, max_new_tokens=6, r=4, lr=1e-2,
+                    coupling=.05, output_dir=str(tmp_path_factory.mktemp('trained')/'run'))
     data = mixed_data(5)
     data[1]['test'] = data[0]['test']   # clients that share their questions
     s = run(cfg, data, holdout_ds=sums(7, 3))
     s.test(baselines=True)
     return cfg,data,s
 
+def chosen_of(answers): return [(o['chosen'],o['chosen_norm']) if 'chosen' in o else None for o in answers]
+
 def test_scores_come_from_the_saved_answers(trained):
     cfg,data,s = trained
     card,said = card_of(cfg),said_of(cfg)
-    assert [(o['client'],o['instruction'],o['output']) for o in said] == [(i,e['instruction'],e['output']) for i,d in enumerate(data) for e in d['test']]
+    asked = [(i,e['instruction'],e['output']) for i,d in enumerate(data) for e in d['test']]
+    assert [(o['client'],o['instruction'],o['output']) for o in said] == asked
     for i in range(5):
         lines = [o for o in said if o['client'] == i]
-        chosen = [(o['chosen'],o['chosen_norm']) if 'chosen' in o else None for o in lines]
+        chosen = chosen_of(lines)
         assert [c is not None for c in chosen] == ['choices' in e for e in data[i]['test']]
         c = card['clients'][str(i)]
         assert (c['n'],c['task']) == (len(data[i]['test']), f'plus{(0 if i == 1 else i)%2}')
         same(c, by_hand(lines, [o['generated'] for o in lines], chosen))
-        for part in ('base','average'): same(card[part]['clients'][str(i)], by_hand(lines, [o[part]['generated'] for o in lines], [(o[part]['chosen'],o[part]['chosen_norm']) if 'chosen' in o[part] else None for o in lines]))
-        common = collections.Counter(e['output'] for e in data[i]['train']).most_common()[0][1]
-        tied = [a for a,n in collections.Counter(e['output'] for e in data[i]['train']).items() if n == common]
-        assert any(card['commonest']['clients'][str(i)]['bleu'] == pytest.approx(by_hand(lines, [a]*len(lines))['bleu']) and card['commonest']['clients'][str(i)]['exact_match'] == by_hand(lines, [a]*len(lines))['exact_match'] for a in tied)
+        for part in ('base','average'):
+            answers = [o[part] for o in lines]
+            same(card[part]['clients'][str(i)], by_hand(lines, [o['generated'] for o in answers], chosen_of(answers)))
+        counts,got = collections.Counter(e['output'] for e in data[i]['train']),card['commonest']['clients'][str(i)]
+        tied = [by_hand(lines, [a]*len(lines)) for a,n in counts.items() if n == max(counts.values())]
+        assert any(got['bleu'] == pytest.approx(want['bleu']) and got['exact_match'] == want['exact_match'] for want in tied)
     hits = [card['clients'][str(i)]['exact_match'] for i in range(5)]
     assert 0 < statistics.mean(hits) < 1, hits   # or these tests would see nothing
 
@@ -138,7 +149,8 @@ def test_summaries_and_gains_by_hand(trained):
         assert list(part['mean']) == shared and 'choice_accuracy' not in shared
         for k in shared:
             v = sorted((r[k] for r in rows), reverse=k in ('loss','holdout_loss'))   # the worst first; a tenth of five is one
-            assert [part[f][k] for f in ('mean','median','worst_decile','best')] == pytest.approx([statistics.mean(v), statistics.median(v), v[0], v[-1]])
+            want = [statistics.mean(v), statistics.median(v), v[0], v[-1]]
+            assert [part[f][k] for f in ('mean','median','worst_decile','best')] == pytest.approx(want)
             low,high = part['interval'][k]
             assert min(v) - 1e-9 <= low <= part['mean'][k] + 1e-9 and part['mean'][k] - 1e-9 <= high <= max(v) + 1e-9
     assert set(card['gains']) == {'base','commonest','average'}
@@ -146,7 +158,8 @@ def test_summaries_and_gains_by_hand(trained):
         assert set(g) == set(card['mean']) & set(card[p]['mean'])
         for k,o in g.items():
             d = [(card['clients'][i][k] - card[p]['clients'][i][k])*(-1 if k in ('loss','holdout_loss') else 1) for i in card['clients']]
-            assert [o['mean'], o['better']['mean'], o['worse']['mean']] == pytest.approx([statistics.mean(d), sum(x > 0 for x in d)/5, sum(x < 0 for x in d)/5])
+            want = [statistics.mean(d), sum(x > 0 for x in d)/5, sum(x < 0 for x in d)/5]
+            assert [o['mean'], o['better']['mean'], o['worse']['mean']] == pytest.approx(want)
     assert card['gains']['base']['loss']['better']['mean'] == .8   # the one that took no part has what the base model has
 
 def test_losses_from_the_saved_adapters(trained):
@@ -174,7 +187,8 @@ def test_choices_are_the_likeliest(trained):
         assert o['chosen'] == min(nats, key=nats.get) and o['chosen_norm'] == min(nats, key=lambda c: nats[c]/len(c.encode()))
 
 def test_choices_have_the_same_question_where_one_is_long(make_cfg, monkeypatch):
-    ex = dict(instruction='Which one of these many things is it that I have in mind?', output='it', choices=['it', ' '.join(f'{i} things' for i in range(8))], task='a')
+    long = ' '.join(f'{i} things' for i in range(8))
+    ex = dict(instruction='Which one of these many things is it that I have in mind?', output='it', choices=['it',long], task='a')
     cfg = make_cfg(num_clients=1, rounds=0, max_length=90)
     s = get_server(cfg, [{'train': sums(0), 'test': [ex, dict(ex, task='b')]}], callbacks=[])
     prompter = Prompter(get_tokenizer(cfg), max_length=90)
@@ -198,7 +212,8 @@ def test_cross_evaluation(trained):
     models = {i: adapter(cfg, s, i) for i in range(5) if s.latest_model_iter[i]}
     for i,m in models.items(): assert X[i] == pytest.approx([m.loss(d['test']) for d in data], rel=1e-4)
     got = json.loads((Path(cfg.output_dir)/'cross_evaluation.json').read_text())
-    assert got['clients'] == list(range(5)) and got['metric'] == 'loss' and np.allclose(got['matrix'], X) and (Path(cfg.output_dir)/'cross_evaluation.png').stat().st_size > 5000
+    assert got['clients'] == list(range(5)) and got['metric'] == 'loss' and np.allclose(got['matrix'], X)
+    assert (Path(cfg.output_dir)/'cross_evaluation.png').stat().st_size > 5000
     E = s.cross_evaluation([4,0], 'exact_match')
     assert np.diag(E).tolist() == [s.scorecard['clients'][i]['exact_match'] for i in '40']
     with pytest.raises(ConfigError, match="`metric`: expected one of loss, .*, got 'rouge'"): s.cross_evaluation(metric='rouge')
@@ -216,7 +231,8 @@ def test_engines_agree(make_cfg):
     assert a == b and np.allclose(xa, xb, rtol=1e-4)
     for a,b in ((ca, cb), *((ca[p], cb[p]) for p in ('base','average','commonest'))):
         for i,m in a['clients'].items():
-            assert {k: v for k,v in m.items() if k != 'task'} == pytest.approx({k: v for k,v in b['clients'][i].items() if k != 'task'}, rel=1e-4) and m['task'] == b['clients'][i]['task']
+            m,n = dict(m),dict(b['clients'][i])
+            assert m.pop('task') == n.pop('task') and m == pytest.approx(n, rel=1e-4)
     assert {k: v.get('clients') for k,v in na['clients']['late'].items()} == {k: v.get('clients') for k,v in nb['clients']['late'].items()}
     for k in na['starts']:
         for w in ('before','after'): assert na['starts'][k][w] == pytest.approx(nb['starts'][k][w], rel=1e-3, abs=1e-4)
@@ -233,7 +249,10 @@ def test_versus_another_run(make_cfg, tmp_path):
     assert card['gains']['versus']['loss']['mean'] == pytest.approx(statistics.mean(d)) and d != [0,0,0]
     kept = {n: (Path(s.cfg.output_dir)/n).read_bytes() for n in ('scorecard.json','generations.jsonl')}
     moved = [dict(d, test=d['test'][::-1]) for d in data]
-    for folder,what in ((tmp_path/'nowhere', 'with a scorecard.json'), (run_with(make_cfg, client_data(3)), 'tested on the same questions'), (run_with(make_cfg, moved), 'tested on the same questions'), (run_with(make_cfg, client_data(2)), 'the same 3 clients')):
+    for folder,what in ((tmp_path/'nowhere', 'with a scorecard.json'),
+                        (run_with(make_cfg, client_data(3)), 'tested on the same questions'),
+                        (run_with(make_cfg, moved), 'tested on the same questions'),
+                        (run_with(make_cfg, client_data(2)), 'the same 3 clients')):
         with pytest.raises(ConfigError, match=f'`versus`: expected .*{what}'): s.test(versus=str(folder))
         assert kept == {n: (Path(s.cfg.output_dir)/n).read_bytes() for n in kept}
 
@@ -244,8 +263,9 @@ def run_with(make_cfg, data):
 
 def test_newcomers(make_cfg):
     data = ClientData([{'train': sums(k, 6), 'test': sums(k, 4)} for k in range(4)])
-    late = {'train': [dict(e, task='plus1') for e in sums(2, 6)], 'test': [dict(e, task='plus1') for e in sums(2, 4, 50)]}   # client 2's sums by the name of another task
-    data.newcomers = {'late': late, 'stranger': {'train': [dict(e, task='other') for e in sums(1, 6)], 'test': [dict(e, task='other') for e in sums(1, 3, 50)]}}
+    def called(task, examples): return [dict(e, task=task) for e in examples]
+    late = {'train': called('plus1', sums(2, 6)), 'test': called('plus1', sums(2, 4, 50))}   # client 2's sums by the name of another task
+    data.newcomers = {'late': late, 'stranger': {'train': called('other', sums(1, 6)), 'test': called('other', sums(1, 3, 50))}}
     cfg = make_cfg(lr=1e-2, local_step=40, coupling=.05, rounds=2)
     s = run(cfg, data)
     s.test(baselines=True)
@@ -254,7 +274,8 @@ def test_newcomers(make_cfg):
     found = s.test_newcomers()
     assert files() == before and card_of(cfg)['newcomers'] == json.loads(json.dumps(found))
     each = found['clients']
-    assert list(each) == ['late','stranger'] and list(each['late']) == ['start','average','neighbours','nearest'] and list(each['stranger']) == ['start','average','nearest']
+    assert list(each) == ['late','stranger']
+    assert list(each['late']) == ['start','average','neighbours','nearest'] and list(each['stranger']) == ['start','average','nearest']
     models = [adapter(cfg, s, i) for i in range(4)]
     first = Plain(cfg, None, next((s.store.path(0).parent.parent/'0').rglob('adapter_config.json')).parent)
     average = Plain(cfg, mean_state([state(s, i) for i in range(4)]), s.store.path(0))
@@ -265,7 +286,8 @@ def test_newcomers(make_cfg):
         assert {k: each[name][k]['before']['loss'] for k in want} == pytest.approx(want, rel=1e-4)
     assert each['late']['nearest']['clients'] == [2]
     assert each['late']['neighbours']['clients'] == [1,3]
-    assert each['late']['neighbours']['before']['loss'] == pytest.approx(Plain(cfg, mean_state([state(s, i) for i in (1,3)]), s.store.path(0)).loss(late['test']), rel=1e-4)
+    between = Plain(cfg, mean_state([state(s, i) for i in (1,3)]), s.store.path(0))
+    assert each['late']['neighbours']['before']['loss'] == pytest.approx(between.loss(late['test']), rel=1e-4)
     for k,v in found['starts'].items():
         have = [o[k] for o in each.values() if k in o]
         assert v['n'] == len(have) and v['after']['loss'] == pytest.approx(statistics.mean(o['after']['loss'] for o in have))
@@ -274,7 +296,8 @@ def test_newcomers(make_cfg):
     assert each['late']['start']['after']['loss'] == pytest.approx(alone.test()[4]['loss'], rel=1e-4)
     # its test data has no say in where it starts
     again = s.test_newcomers({'late': dict(late, test=sums(3, 4))}, rounds=0)
-    assert {k: v.get('clients') for k,v in again['clients']['late'].items()} == {k: v.get('clients') for k,v in each['late'].items()} and not any('after' in v for v in again['starts'].values())
+    def who(starts): return {k: v.get('clients') for k,v in starts.items()}
+    assert who(again['clients']['late']) == who(each['late']) and not any('after' in v for v in again['starts'].values())
 
 def test_newcomers_neighbours_by_weight(make_cfg):
     from fedai.evaluate.scorecard import newcomer
@@ -283,7 +306,9 @@ def test_newcomers_neighbours_by_weight(make_cfg):
     got = newcomer(s, late, neighbours={0: 1., 3: 3.}, rounds=0)['neighbours']
     w = {n: .25*a + .75*state(s, 3)[n] for n,a in state(s, 0).items()}
     assert got['clients'] == [0,3] and got['before']['loss'] == pytest.approx(Plain(s.cfg, w, s.store.path(0)).loss(late['test']), rel=1e-4)
-    for bad,what in ({9: 1.}, 'clients from 0 to 3, got 9'), ({0: 0.}, 'weights above 0, got 0'), ({0: math.nan}, 'weights above 0, got nan'):
+    for bad,what in (({9: 1.}, 'clients from 0 to 3, got 9'),
+                     ({0: 0.}, 'weights above 0, got 0'),
+                     ({0: math.nan}, 'weights above 0, got nan')):
         with pytest.raises(ConfigError, match=f'`neighbours`: expected {what}'): newcomer(s, late, neighbours=bad)
     with pytest.raises(ConfigError, match='`newcomers`: expected at least one'): s.test_newcomers()
     found = s.test_newcomers({'late': late}, rounds=0)   # nothing was tested so far
@@ -300,7 +325,8 @@ def test_one_model_for_all_has_no_average_beside_it(make_cfg):
     s.test(baselines=True)
     assert 'average' not in s.scorecard and 'base' in s.scorecard['gains']
     got = s.test_newcomers({'late': {'train': sums(5), 'test': sums(5, 4, 40)}}, rounds=0)['clients']['late']
-    assert list(got) == ['start','average'] and got['average']['before']['loss'] == pytest.approx(adapter(s.cfg, s, 0).loss(sums(5, 4, 40)), rel=1e-4)
+    assert list(got) == ['start','average']
+    assert got['average']['before']['loss'] == pytest.approx(adapter(s.cfg, s, 0).loss(sums(5, 4, 40)), rel=1e-4)
 
 def test_before_the_first_round(make_cfg):
     s = get_server(make_cfg(), client_data(4), callbacks=[])
@@ -309,7 +335,8 @@ def test_before_the_first_round(make_cfg):
     assert list(s.test_newcomers({'late': {'train': sums(5), 'test': sums(5, 4, 40)}})['clients']['late']) == ['start']
 
 def test_a_scorer_of_ones_own(make_cfg, tmp_path):
-    (tmp_path/'judge.py').write_text("from fedai.evaluate.metrics import scorer\n@scorer('plus0')\n@scorer('plus1')\ndef near(ex, answer): return 1/(1 + abs(len(answer) - len(ex['output'])))\n")
+    (tmp_path/'judge.py').write_text("from fedai.evaluate.metrics import scorer\n@scorer('plus0')\n@scorer('plus1')\n"
+                                     "def near(ex, answer): return 1/(1 + abs(len(answer) - len(ex['output'])))\n")
     try:
         s = run(make_cfg(imports=[str(tmp_path/'judge.py')], lr=1e-2, local_step=20), client_data(4))
         s.test()
@@ -323,18 +350,22 @@ def test_a_scorer_of_ones_own(make_cfg, tmp_path):
 def test_plain_modules_have_all_of_it(make_cfg):
     X,Y = load_digits(return_X_y=True)
     X = torch.tensor(X/16, dtype=torch.float32)
-    data = [{'train': [(X[i], int(Y[i])) for i in range(k*100, k*100+60)], 'test': [(X[i], int(Y[i])) for i in range(k*100+60, k*100+90)]} for k in range(3)]
+    def digits(first, end): return [(X[i], int(Y[i])) for i in range(first, end)]
+    data = [{'train': digits(k*100, k*100+60), 'test': digits(k*100+60, k*100+90)} for k in range(3)]
     torch.manual_seed(0)
     net = torch.nn.Linear(64, 10)
-    s = run(make_cfg(num_clients=3, optimizer='SGD', lr=.3, local_step=20, batch_size=16, coupling=.2), data, model=net, criterion=torch.nn.CrossEntropyLoss())
+    cfg = make_cfg(num_clients=3, optimizer='SGD', lr=.3, local_step=20, batch_size=16, coupling=.2)
+    s = run(cfg, data, model=net, criterion=torch.nn.CrossEntropyLoss())
     s.test(baselines=True)
     W = [load_file(s.store.path(i)/'model.safetensors') for i in range(3)]
     def right(w, d): return np.mean([(x @ w['weight'].T + w['bias']).argmax().item() == y for x,y in d])
-    assert [s.scorecard['clients'][str(i)]['accuracy'] for i in range(3)] == pytest.approx([right(W[i], data[i]['test']) for i in range(3)])
+    def accuracies(part): return [part['clients'][str(i)]['accuracy'] for i in range(3)]
+    assert accuracies(s.scorecard) == pytest.approx([right(W[i], data[i]['test']) for i in range(3)])
     mean = {n: sum(w[n] for w in W)/3 for n in W[0]}
-    assert [s.scorecard['average']['clients'][str(i)]['accuracy'] for i in range(3)] == pytest.approx([right(mean, data[i]['test']) for i in range(3)])
-    assert s.cross_evaluation(metric='accuracy').ravel() == pytest.approx([right(W[i], data[j]['test']) for i in range(3) for j in range(3)])
-    late = {'train': [(X[i], int(Y[i])) for i in range(900, 960)], 'test': [(X[i], int(Y[i])) for i in range(960, 1000)]}
+    assert accuracies(s.scorecard['average']) == pytest.approx([right(mean, data[i]['test']) for i in range(3)])
+    crossed = s.cross_evaluation(metric='accuracy')
+    assert crossed.ravel() == pytest.approx([right(W[i], data[j]['test']) for i in range(3) for j in range(3)])
+    late = {'train': digits(900, 960), 'test': digits(960, 1000)}
     got = s.test_newcomers({'late': late})['clients']['late']
     assert list(got) == ['start','average','nearest'] and got['average']['before']['accuracy'] == pytest.approx(right(mean, late['test']))
 
@@ -353,7 +384,13 @@ def test_bootstrap_moves_and_scales_with_its_numbers(v, shift, factor, groups):
 def test_newcomers_that_are_none(make_cfg):
     server = get_server(make_cfg(rounds=0), client_data(4), callbacks=[])
     one = client_data(1)[0]
-    for args,message in [(([one],), r'`newcomers`: expected names with'), (({'a': {**one, 'train': []}},), "`newcomers: a`: expected a dict with examples in 'train' and 'test'"), (({'a': one['train']},), '`newcomers: a`'), (({'a': {'test': one['test']}},), '`newcomers: a`'), (({'a': one}, -1), '`rounds`: expected a number of rounds, at least 0, got -1'), (({'a': one}, 1.5), '`rounds`')]:
+    for args,message in [
+        (([one],), r'`newcomers`: expected names with'),
+        (({'a': {**one, 'train': []}},), "`newcomers: a`: expected a dict with examples in 'train' and 'test'"),
+        (({'a': one['train']},), '`newcomers: a`'),
+        (({'a': {'test': one['test']}},), '`newcomers: a`'),
+        (({'a': one}, -1), '`rounds`: expected a number of rounds, at least 0, got -1'),
+        (({'a': one}, 1.5), '`rounds`')]:
         with pytest.raises(ConfigError, match=message): server.test_newcomers(*args)
 
 @pytest.mark.parametrize('table', [score_table, gain_table])
@@ -364,19 +401,26 @@ def test_tables_of_what_is_no_scorecard(table, card):
 def test_a_gain_table_fits_a_terminal():
     "Three baselines stand beside each other, a fourth below; every number is there once."
     g = dict(mean=.71, low=.6, high=.82, better=dict(mean=.88))
-    def card(names): return dict(mean={'exact_match': .9}, best={'exact_match': 1.}, interval={'exact_match': [.8,.95]}, gains={n: {'exact_match': g} for n in names}, **{n: dict(best={}) for n in names})
+    def card(names):
+        own = dict(mean={'exact_match': .9}, best={'exact_match': 1.}, interval={'exact_match': [.8,.95]})
+        return dict(own, gains={n: {'exact_match': g} for n in names}, **{n: dict(best={}) for n in names})
     three,four = gain_table(card(['base','commonest','average'])),gain_table(card(['base','commonest','average','versus']))
     assert max(map(len, four.splitlines())) <= 112 and four.count('+0.71 [+0.60, +0.82]  88%') == 4 and four.count('[0.80, 0.95]') == 1
     table,more = four.split('\n\n')
-    assert table == three.removesuffix(three.splitlines()[-1]).rstrip() and 'over versus' in more.splitlines()[0] and more.splitlines()[2].startswith('exact match')
+    assert table == three.removesuffix(three.splitlines()[-1]).rstrip()
+    assert 'over versus' in more.splitlines()[0] and more.splitlines()[2].startswith('exact match')
     for width in (160,80,50):
         got = gain_table(card(['base','commonest','average','versus']), width)
-        assert got.count('+0.71 [+0.60, +0.82]  88%') == 4 and (width < 60 or max(map(len, got.splitlines())) <= width) and ('\n\n' in got) == (width < 160)
+        assert got.count('+0.71 [+0.60, +0.82]  88%') == 4 and ('\n\n' in got) == (width < 160)
+        assert width < 60 or max(map(len, got.splitlines())) <= width
 
 def test_a_score_table_fits_a_narrow_terminal(make_cfg, tmp_path):
     "The score stands below the loss; each number is there once, under its own heading."
-    def part(x): return dict(mean=dict(loss=x, score=x/10), median=dict(loss=x, score=x/10), worst_decile=dict(loss=x, score=x/10), best=dict(loss=x, score=x/10), clients={i: dict(task='a task with a name', loss=x + int(i)/100, score=x/10 + int(i)/100) for i in '012'})
-    card = {**part(1.), 'base': part(2.), 'commonest': part(3.), 'average': part(4.), 'names': {i: f'a ward with a name {i}' for i in '012'}}
+    def part(x):
+        clients = {i: dict(task='a task with a name', loss=x + int(i)/100, score=x/10 + int(i)/100) for i in '012'}
+        return dict({k: dict(loss=x, score=x/10) for k in ('mean','median','worst_decile','best')}, clients=clients)
+    names = {i: f'a ward with a name {i}' for i in '012'}
+    card = {**part(1.), 'base': part(2.), 'commonest': part(3.), 'average': part(4.), 'names': names}
     wide,narrow = score_table(card, width=200),score_table(card, width=90)
     assert max(map(len, narrow.splitlines())) <= 90 < max(map(len, wide.splitlines()))
     loss,score = narrow.split('\n\n')

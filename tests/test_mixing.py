@@ -1,5 +1,5 @@
 "Mixing against a float64 oracle written plainly, for any matrix, dtype and layout."
-import numpy as np, pytest, tempfile, torch
+import numpy as np, tempfile, torch
 from hypothesis import given, settings, strategies as st
 from pathlib import Path
 from safetensors.torch import load_file
@@ -36,8 +36,10 @@ def problems(draw):
     if kind == 'average': M = average_matrix(g.random(K) + .1)
     if kind == 'graph': M = np.eye(K) - .05*laplacian(random_graph(K, seed))
     gen = torch.Generator().manual_seed(seed)
-    states = [{f't{i}': torch.randn(s, generator=gen).to(dtype) for i,s in enumerate(shapes)} | {'count': torch.tensor([k])} for k in range(K)]
-    return M,states,draw(st.sets(st.sampled_from([f't{i}' for i in range(len(shapes))]))),draw(st.integers(1, 2000)),draw(st.sampled_from([0,.1,2]))
+    names = [f't{i}' for i in range(len(shapes))]
+    states = [{n: torch.randn(s, generator=gen).to(dtype) for n,s in zip(names, shapes)} | {'count': torch.tensor([k])} for k in range(K)]
+    own,memory,sparse = draw(st.sets(st.sampled_from(names))),draw(st.integers(1, 2000)),draw(st.sampled_from([0,.1,2]))
+    return M,states,own,memory,sparse
 
 @settings(max_examples=300, deadline=None)
 @given(problems())

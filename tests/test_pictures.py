@@ -8,10 +8,16 @@ from fedai.evaluate.tracking import plot_run
 
 A = np.ones((6,6)) - np.eye(6)
 HISTORY = [dict(round=t, loss={str(i): 1.+i for i in range(6)}, mean_loss=3.5) for t in range(3)]
-PICTURES = dict(graph=lambda n: plot_graph(A, n).figure, network=lambda n: plot_network(A, n).figure, cross=lambda n: plot_cross(A, names=n).figure,
-                partition=lambda n: plot_partition([[k] for k in range(6)], n, n).figure, run=lambda n: plot_run(HISTORY, A, n))
-NAMES = {'formulas': ['from $5 to $9',r'$\frac{$','$','a_b','x^2',r'\n'], 'underscores': [f'_{i}' for i in range(6)], 'letters that the font lacks': [f'東京 🏥 {i}' for i in range(6)],
-         'control characters': [f'tab\t\x07line\n{i}' for i in range(6)], 'long': ['a hospital of ' + 'a rather long name, '*9 + f'ward {i}' for i in range(6)]}
+PICTURES = dict(graph=lambda n: plot_graph(A, n).figure,
+                network=lambda n: plot_network(A, n).figure,
+                cross=lambda n: plot_cross(A, names=n).figure,
+                partition=lambda n: plot_partition([[k] for k in range(6)], n, n).figure,
+                run=lambda n: plot_run(HISTORY, A, n))
+NAMES = {'formulas': ['from $5 to $9',r'$\frac{$','$','a_b','x^2',r'\n'],
+         'underscores': [f'_{i}' for i in range(6)],
+         'letters that the font lacks': [f'東京 🏥 {i}' for i in range(6)],
+         'control characters': [f'tab\t\x07line\n{i}' for i in range(6)],
+         'long': ['a hospital of ' + 'a rather long name, '*9 + f'ward {i}' for i in range(6)]}
 
 @pytest.mark.parametrize('names', NAMES)
 @pytest.mark.parametrize('picture', PICTURES)
@@ -21,10 +27,13 @@ def test_any_name_can_be_drawn(picture, names):
         warnings.simplefilter('error')   # of glyphs that are missing, of a layout that fails
         fig.savefig(io.BytesIO())
     ax,legends = fig.axes[0],[o for a in fig.axes for o in [a.get_legend()] if o] + fig.legends
-    assert ax.get_window_extent().width > .3*fig.bbox.width/len([a for a in fig.axes if a.get_title()] or [0])   # the names leave room for what they name
+    panels = len([a for a in fig.axes if a.get_title()] or [0])
+    assert ax.get_window_extent().width > .3*fig.bbox.width/panels   # the names leave room for what they name
     seen = [t.get_text() for o in legends for t in o.get_texts()] or [t.get_text() for t in ax.get_yticklabels()]
     assert len(set(seen) - {'mean'}) == 6   # and can be told apart
-    if names == 'formulas': assert seen and not any(t.get_text() and plt.matplotlib.cbook.is_math_text(t.get_text()) for t in [*ax.get_yticklabels(), *(t for o in legends for t in o.get_texts())])
+    if names == 'formulas':
+        texts = [t.get_text() for t in [*ax.get_yticklabels(), *(t for o in legends for t in o.get_texts())]]
+        assert seen and not any(t and plt.matplotlib.cbook.is_math_text(t) for t in texts)
     plt.close(fig)
 
 @pytest.mark.parametrize('K', [1,16,100,200])

@@ -28,11 +28,13 @@ def test_what_is_kept_stays_until_it_is_kept_anew_and_one_file_of_it(tmp_path, k
     for t in (3,4): a_round(s, t, [0,1])   # folder 1 holds nothing that is needed but b_2, folder 2 nothing but a
     for o in (s, AdapterStore(tmp_path, **kw)):
         assert kept_files(tmp_path) == ['1/kept_b_2.safetensors','2/kept_a.safetensors'] and o.check() == []
-        assert o.kept('a')['x'].item() == 3 and o.kept('a')['x'].dtype == torch.float64 and o.kept('a')['n'].item() == 2 and o.kept('b_2')['x'].item() == 2
+        a = o.kept('a')
+        assert a['x'].item() == 3 and a['x'].dtype == torch.float64 and a['n'].item() == 2 and o.kept('b_2')['x'].item() == 2
     s.recover()
     assert kept_files(tmp_path) == ['1/kept_b_2.safetensors','2/kept_a.safetensors'] and not list((tmp_path/'1').glob('local_output_*'))
     a_round(s, 5, [0], [('b_2',4.)])
-    assert kept_files(tmp_path) == ['2/kept_a.safetensors','5/kept_b_2.safetensors'] and (tmp_path/'1').exists() == keep_trained   # the folder goes with the last of what it held
+    assert kept_files(tmp_path) == ['2/kept_a.safetensors','5/kept_b_2.safetensors']
+    assert (tmp_path/'1').exists() == keep_trained   # the folder goes with the last of what it held
     assert (tmp_path/'4').exists() and s.load(1)['w'][0] == torch.tensor(4.1)
 
 def test_what_was_not_committed_was_not_kept(tmp_path):
@@ -77,6 +79,43 @@ def test_damage_is_named(tmp_path):
     (tmp_path/'state.json').write_text(json.dumps(d))
     assert AdapterStore(tmp_path).kept('a') is None
 
+def test_a_run_names_its_form_and_another_one_is_refused(tmp_path):
+    s = new(tmp_path)
+    a_round(s, 1, [0,1], [('a',1.)])
+    f = tmp_path/'state.json'
+    d,files = json.loads(f.read_text()),{o: o.read_bytes() for o in tmp_path.rglob('*') if o.is_file()}
+    assert (d['format'],d['checksum']) == (1,'xxh3_64')
+    for change,said in ((dict(format=2), '`format` 1, got 2'), (dict(format='1'), "`format` 1, got '1'"),
+                        (dict(format=None), '`format` 1, got None'), (dict(format=2, round='a list of them'), '`format` 1, got 2'),
+                        (dict(checksum='sha256'), "`checksum` 'xxh3_64', got 'sha256'")):
+        f.write_text(json.dumps({**d, **change}))
+        files[f] = f.read_bytes()
+        for use in (lambda: AdapterStore(tmp_path), s.recover):
+            with pytest.raises(StoreError) as e: use()
+            assert str(e.value) == f'{f}: expected {said}: this run was written by another version of fedai'
+        assert {o: o.read_bytes() for o in tmp_path.rglob('*') if o.is_file()} == files   # nothing was recovered from it
+
+def test_a_run_from_before_the_form_was_named_goes_on(tmp_path):
+    s = new(tmp_path)
+    a_round(s, 1, [0,1], [('a',1.)])
+    f = tmp_path/'state.json'
+    d = json.loads(f.read_text())
+    old = {k: v for k,v in d.items() if k not in ('format','checksum')}
+    f.write_text(json.dumps(old))
+    s = AdapterStore(tmp_path)
+    s.recover()
+    assert s.check() == [] and s.round == 1 and s.kept('a')['x'].item() == 1 and json.loads(f.read_text()) == old
+    a_round(s, 2, [0])
+    d = json.loads(f.read_text())
+    assert (d['format'],d['checksum'],d['round']) == (1,'xxh3_64',2) and AdapterStore(tmp_path).check() == []
+
+def test_a_damaged_row_is_named_whatever_its_file_is_called(tmp_path):
+    "Rows of plain modules lie in `model.safetensors`."
+    s = new(tmp_path, weights='model.safetensors')
+    a_round(s, 1, [0])
+    (tmp_path/'1'/'local_output_0'/'model.safetensors').unlink()
+    with pytest.raises(StoreError, match='1/local_output_0/model.safetensors: not there$'): s.load(0)
+
 @pytest.mark.parametrize('name', ['','../a','A','a b','a/b','a.b','ä'])
 def test_names_are_plain(tmp_path, name):
     with pytest.raises(StoreError, match='kept: expected a name of'): new(tmp_path).keep(1, name, w(1))
@@ -91,7 +130,8 @@ def test_replace_leaves_what_is_linked(tmp_path):
     files = [s.path(i, 1)/s.weights for i in range(4)]
     assert os.path.samefile(files[0], files[2]) and os.path.samefile(files[3], s.path(3, 1, 'trained')/s.weights)
     s.replace(1, [2,3], s.layout.pack(w(9)))
-    assert [load_file(f)['w'][0].item() for f in files] == [1,1,9,9] and os.path.samefile(files[2], files[3]) and os.path.samefile(files[0], files[1])
+    assert [load_file(f)['w'][0].item() for f in files] == [1,1,9,9]
+    assert os.path.samefile(files[2], files[3]) and os.path.samefile(files[0], files[1])
     assert [load_file(s.path(i, 1, 'trained')/s.weights)['w'][0].item() for i in range(4)] == [0,1,2,3]
     s.replace(1, [3], s.layout.pack(w(8)))
     assert [s.load_row(i, 1).view(torch.float32)[0].item() for i in range(4)] == [1,1,9,8]   # each has its checksum
@@ -118,5 +158,6 @@ def test_all_that_a_commit_names_is_flushed_before_it(tmp_path, monkeypatch):
     s.replace(1, [0,2], s.layout.pack(w(7)))
     s.commit(1, [0,1,2])
     one = tmp_path.resolve()/'1'
-    need = {one, one.parent, one/'kept_a.safetensors', *(one/f'local_output_{i}' for i in (0,2)), *(one/f'local_output_{i}'/'adapter_model.safetensors' for i in (0,2))}
+    folders = [one/f'local_output_{i}' for i in (0,2)]
+    need = {one, one.parent, one/'kept_a.safetensors', *folders, *(f/'adapter_model.safetensors' for f in folders)}
     assert len(at_commit) == 1 and {str(o) for o in need} <= at_commit[0], {str(o) for o in need} - at_commit[0]

@@ -11,7 +11,8 @@ from fedai.utils import rng
 
 def plain(cfg, tok, state, items, t, k):
     "peft, transformers' own loss over all logits, a torch optimiser: nothing of fedai but the order of the examples."
-    m = get_peft_model(get_base_model(cfg), LoraConfig(task_type='CAUSAL_LM', r=cfg.r, lora_alpha=cfg.lora_alpha, target_modules=cfg.target_modules))
+    lora = LoraConfig(task_type='CAUSAL_LM', r=cfg.r, lora_alpha=cfg.lora_alpha, target_modules=cfg.target_modules)
+    m = get_peft_model(get_base_model(cfg), lora)
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     set_peft_model_state_dict(m, state)
     ps = [p for p in m.parameters() if p.requires_grad]
@@ -28,7 +29,9 @@ def plain(cfg, tok, state, items, t, k):
         opt.zero_grad()
     return get_peft_model_state_dict(m),np.mean(losses)
 
-@pytest.mark.parametrize('kw', [dict(), dict(grad_clip=None), dict(grad_clip=.01), dict(optimizer='SGD', lr=.1, optimizer_args=dict(momentum=.9)), dict(optimizer='Adam', optimizer_args=dict(betas=[.5,.9]))])
+@pytest.mark.parametrize('kw', [dict(), dict(grad_clip=None), dict(grad_clip=.01),
+                                dict(optimizer='SGD', lr=.1, optimizer_args=dict(momentum=.9)),
+                                dict(optimizer='Adam', optimizer_args=dict(betas=[.5,.9]))])
 def test_local_steps_equal_plain_peft(make_cfg, kw):
     cfg = make_cfg(**{**dict(local_step=5, lr=1e-2), **kw})
     tok,model = get_tokenizer(cfg),get_model(cfg)

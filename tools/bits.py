@@ -123,7 +123,8 @@ def write_data():
     put('other.tsv', table([dict(question=f'q {i}', answer=f'a, {i}', hospital=f'h{i%3}') for i in range(15)], '\t'))
     faults = dict(instruction='x', client='c0'), dict(instruction='y', output='', client='c1'), *rows(1, 3, client='c2')
     put('bad.jsonl', lines([*rows(20, client='c0'), *faults]) + 'not JSON\n')
-    put('long.jsonl', lines(dict(instruction='a long way '*(1 + i%7), input=f'to go {i}', output=f'yes {i}', client=f'c{i%3}') for i in range(24)))
+    def longer(i): return dict(instruction='a long way '*(1 + i%7), input=f'to go {i}', output=f'yes {i}', client=f'c{i%3}')
+    put('long.jsonl', lines(map(longer, range(24))))
 
 def write_published():
     "The forms in which data sets are published."
@@ -194,11 +195,11 @@ class Stop(Callback):
     def after_mix(self, server, t, M): self.at('after_mix', t)
 
 def whole(cfg, data=texts, callbacks=(), **kwargs):
-    "Train and test, beside the baselines."
+    "Train and test; where an engine is named, beside the baselines, which take as long again."
     seen = Mixing()
     server = get_server(cfg, data(cfg.num_clients) if callable(data) else data, callbacks=[seen, *callbacks], **kwargs)
     server.fit()
-    server.test(baselines=True)
+    server.test(baselines=cfg.engine != 'auto')
     return dict(mixing=seen.rounds, latest=server.latest_model_iter, prints=[c.fingerprint for c in server.client_list])
 
 def held(cfg, data=texts):
@@ -253,6 +254,13 @@ def exported(cfg):
     F.export_adapter('run', 1, 'out/one', **data)
     F.export_adapter('run', 1, 'out/merged', merge=True, **data)
     if not F.get_class(cfg.name).needs_data: F.export_all('run', 'out/all')
+    return chatted(F.Chat('run', 1, 12, **data))
+
+def chatted(chat):
+    "The tokens that a client's model says, and the base model."
+    own = list(chat.tokens('2 + 2 ='))
+    chat.use(None)
+    return dict(own=own, base=list(chat.tokens('2 + 2 =')))
 
 def everything(data):
     "A client list as plain values, without what is put in words."
@@ -285,7 +293,7 @@ def from_texts(cfg):
     write_files()
     return whole(cfg)
 
-UNCERTAIN = 'how', 'why', 'there', 'time', 'measured', 'memory', 'disk', 'on_disk', 'problems', 'fix'   # words, clocks, and what the machine has
+UNCERTAIN = 'how', 'why', 'there', 'time', 'measured', 'memory', 'disk', 'on_disk', 'problems', 'fix'   # words, clocks, the machine
 
 def certain(value):
     "A JSON value without what may differ."
@@ -321,11 +329,12 @@ class Grid:
             content = RecordDict({'fedai': ArrayRecord({'message': Array(np.frombuffer(self.replies[k], np.uint8))})})
             yield SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=k), has_error=lambda: False, content=content)
 
-def federation(cfg):
-    "Sites on Flower, with only the network left out."
+def federation(cfg, clip=None):
+    "Sites on Flower, with only the network left out; each clips its update, or not."
     from flwr.supercore.task_identity import TaskIdentity
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    def site(k, d): return F.Trainer(d, FedConfig(device='cpu', memory_gb=2.), secret=bytes([k])*32, folder=f'site{k}', log=io.StringIO())
+    own, more = FedConfig(device='cpu', memory_gb=2.), dict(privacy=F.Privacy(clip)) if clip else {}
+    def site(k, d): return F.Trainer(d, own, secret=bytes([k])*32, folder=f'site{k}', log=io.StringIO(), **more)
     grid = Grid({10+k: site(k, d) for k, d in enumerate(texts(cfg.num_clients))})
     there = [dict(name=f's{k}', node=10+k) for k in range(cfg.num_clients)]
     F.meet(grid, there, 0)
@@ -346,7 +355,7 @@ def graphs(cfg):
     "Graphs, and what is made of them."
     A, states, some = F.random_graph(7, 3), some_states(), np.random.default_rng(0).normal(size=(6, 3))
     S, M = F.lora_similarity(states), F.mira_matrix(A, .05)
-    made = dict(random=A, complete=F.complete_graph(5), ring=F.ring_graph(7, 2), erdos=F.erdos_renyi_graph(9, .4, 2), knn=F.knn_graph(some, 2))
+    made = dict(random=A, full=F.complete_graph(5), ring=F.ring_graph(7, 2), erdos=F.erdos_renyi_graph(9, .4, 2), knn=F.knn_graph(some, 2))
     alike = dict(tasks=F.task_graph(list('abcab')), lora=S, states=F.state_similarity(states), norms=[F.lora_norm(s) for s in states])
     facts = dict(facts=F.graph_facts(A, .1), limit=F.step_limit(A), degree=F.max_degree(A))
     out = dict(made, **alike, **facts, parts=F.bipartition(F.cosines(F.inner_products(states))), mira=M, pull=F.effective_pull(M),
@@ -483,17 +492,17 @@ case('selection-power_of_choice-d', selection='power_of_choice', selection_args=
 for kind in 'momentum', 'adagrad', 'yogi', 'adam':
     case(f'server-{kind}-fedavg', name='fedavg', server_optimizer=kind, m=.75, rounds=3)
     case(f'server-{kind}-mira', server_optimizer=kind, server_lr=.05, server_optimizer_args={'beta1': .5}, m=.75, rounds=3)
-for name in 'fedsa', 'rolora', 'ffa', 'ditto', 'fedavg_ft', 'ifca', 'cfl', 'local':
+for name in 'fedsa', 'rolora', 'ditto', 'fedavg_ft', 'ifca', 'cfl', 'local':
     case(f'server-{name}', name=name, server_optimizer='momentum', rounds=3)
 case('server-ranks', name='fedavg', server_optimizer='adam', server_optimizer_args={'beta2': .9, 'tau': .01}, ranks=RANKS, m=.75, rounds=3)
 case('server-plain', plain, {'norm': True}, name='fedavg', server_optimizer='yogi', buffers='mean')
 
 # products and ranks
 case('product-mira', space='product', m=.75)
-for name in 'fedavg', 'local', 'ditto', 'fedprox', 'fedavg_ft', 'ifca', 'cfl', 'hetlora':
+for name in 'fedavg', 'local', 'ditto', 'fedavg_ft', 'ifca', 'hetlora':
     case(f'product-{name}', name=name, space='product')
 both('ranks-mira', ranks=RANKS)
-for name in 'fedavg', 'local', 'ditto', 'fedavg_ft', 'fedsa', 'ffa', 'rolora', 'flora':
+for name in 'fedavg', 'local', 'ditto', 'fedavg_ft', 'fedsa', 'rolora', 'flora':
     case(f'ranks-{name}', name=name, ranks=RANKS, m=.75)
 case('ranks-product', ranks=RANKS, space='product')
 case('ranks-product-fedavg', ranks=RANKS, space='product', name='fedavg', m=.75)
@@ -519,20 +528,20 @@ both('lengths-cut', whole, {'data': lengths}, max_length=48)
 case('max_alive', max_alive=1, m=.75, rounds=3)
 case('keep_rounds', keep_rounds=1, m=.5, rounds=4)
 case('keep_trained', keep_trained=True, m=.75)
-both('checkpointing', gradient_checkpointing=True)
-both('offload', offload_activations=True)
+case('checkpointing', gradient_checkpointing=True)
+case('offload', offload_activations=True)
 both('bf16', mixed_precision='bf16')
 case('precision-no', mixed_precision='no')
 case('dtype-float32', dtype='float32')
 both('dtype-bfloat16', dtype='bfloat16')
 case('dtype-float16', dtype='float16')
-case('seed', seed=7, lora_dropout=.1)
+case('seed', seed=7, lora_dropout=.1, resume=False, min_clients=2)
 
 # layers that get a LoRA
 both('dropout', lora_dropout=.3)
 both('last', adapt_layers='last:1')
 both('last-dropout', adapt_layers='last:1', lora_dropout=.3)
-both('last-uncached', adapt_layers='last:1', cache_prefix=False)
+case('last-uncached', adapt_layers='last:1', cache_prefix=False)
 case('last-disk', adapt_layers='last:1', prefix_memory_gb=0.)
 case('last-full', adapt_layers='last:1', prefix_memory_gb=0., prefix_disk_gb=0.)
 case('last-bfloat16', adapt_layers='last:1', prefix_dtype='bfloat16')
@@ -555,7 +564,7 @@ case('gpt2-last', given, {'model': gpt2}, target_modules=['c_attn'], adapt_layer
 # local steps
 OPTIMIZERS = dict(SGD={'momentum': .9}, Adam={}, RMSprop={}, Adagrad={}, AdamW={'weight_decay': .1, 'betas': [.8, .9]})
 for kind, args in OPTIMIZERS.items():
-    both(f'optimizer-{kind}', optimizer=kind, optimizer_args=args)
+    case(f'optimizer-{kind}', optimizer=kind, optimizer_args=args)
 case('grad_clip', grad_clip=.01, optimizer='SGD', lr=1.)
 case('grad_clip-none', grad_clip=None)
 case('linear', lr_schedule='linear', rounds=4)
@@ -584,12 +593,13 @@ case('stopped-last', stopped, adapt_layers='last:1', lora_dropout=.2, engine='se
 case('lengthened', lengthened, m=.75, rounds=3)
 
 # folders for others
-for name in 'mira', 'fedavg', 'fedex', 'ditto', 'ifca': case(f'exported-{name}', exported, name=name)
+for name in 'mira', 'fedex', 'ditto', 'ifca': case(f'exported-{name}', exported, name=name)
 case('exported-ranks', exported, ranks=RANKS)
 
 # data
 def data(label, how=clients, **settings): case(f'data-{label}', how, **{'num_clients': None, 'data': 'one.jsonl', **settings})
-data('file', data='wards')
+data('file', data='wards', partition='file')
+data('auto', data='wards')
 data('client')
 data('task', partition='task')
 data('column', partition='column', partition_args={'column': 'kind'})
@@ -614,7 +624,7 @@ data('cut', data='long.jsonl', max_length=64)
 for label, t in dict(instruction='instruction', alpaca='alpaca', definition='definition', own='Q: {instruction}\n{input}\nA: ').items():
     data(f'template-{label}', data='alpaca.json', partition='iid', num_clients=2, template=t)
 data('system_prompt', system_prompt='Be short.')
-data('gym', data='reasoning-gym', tasks=GYM, train_size=6, test_size=3, clients_per_task=2)
+data('gym', data='reasoning-gym', tasks=GYM, train_size=6, test_size=3, clients_per_task=3)
 data('gym-unseen', data='reasoning-gym', tasks=GYM, train_size=6, test_size=3, unseen_tasks=['gcd'], valid_share=.2)
 data('run-wards', from_files, data='wards', holdout_share=.1, eval_every=1, graph='learned')
 data('run-tasks', from_files, graph='tasks', unseen_tasks=['odd'])
@@ -632,15 +642,16 @@ cli('graph-tasks', 'graph mine.yaml --json', data='one.jsonl', graph='tasks', no
 cli('plan', 'plan mine.yaml --no-measure --json', 'plan mine.yaml --no-measure --json --clients 5000 --m 0.01')
 cli('plan-fedex', 'plan mine.yaml --no-measure --json', name='fedex', keep_trained=True)
 cli('show-data', 'show-data mine.yaml --json', 'show-data --data one.jsonl --model tiny --partition task --json')
-cli('run', 'run mine.yaml', 'check run --json', 'graph run --json', rounds=1, unseen_clients=['ward0'], graph='learned')
+cli('run', 'run mine.yaml', 'check run --json', 'graph run --json', rounds=1, unseen_clients=['ward0'], graph='learned', cross='bleu')
 cli('later', 'run mine.yaml', 'resume run --rounds 2', 'test run --json --cross loss', 'export run --client ward1 --to out/a',
     'export run --client 2 --merge --to out/b', 'export run --all --to out/c', 'check run --json', rounds=1)
-cli('options', 'run --data wards --model tiny --device cpu --name fedsa --rounds 2 --local_step 2 --lr 0.01 --max_new_tokens 2 --memory_gb 2')
+cli('options', 'run --data wards --model tiny --device cpu --name fedsa --rounds 2 --local_step 2 --max_new_tokens 2 --output_dir run')
 cli('compare', 'compare mine.yaml --algorithms local,mira --seeds 0,1 --tune "{\'*\': {lr: [.001, .1]}}"', output_dir='runs', rounds=1)
 cli('sweep', 'compare mine.yaml --algorithms fedavg --seeds 2 --sweep "{local_step: [1, 3]}"', output_dir='runs', rounds=1)
 
 # federations on Flower
 for name in 'mira', 'fedavg', 'ditto', 'fedex': case(f'flower-{name}', federation, name=name, m=.75)
+case('flower-clip', federation, {'clip': .01}, name='fedavg')
 case('flower-hetlora', federation, name='hetlora', ranks=RANKS)
 case('flower-sums', federation, secure_aggregation=True, name='fedavg')
 case('flower-sums-mira', federation, secure_aggregation=True, graph='complete')
@@ -698,6 +709,7 @@ def run_all(cases, quiet=False):
             try: out[c.name] = run_case(c, Path(tmp).resolve()/c.name)
             finally: os.chdir(home)
             if not quiet: print(f'[{n+1}/{len(cases)}] {c.name}: {len(out[c.name])} files, {time.process_time() - began:.1f} s', flush=True)
+    if not quiet: print(f'{time.process_time():.0f} s of processor time')
     return out
 
 def made_with():
@@ -730,10 +742,11 @@ def compare(old, new, whole=True):
 
 def against(rev, word, cases):
     "Compare with the library of a commit, which runs beside this one."
-    def git(*args): subprocess.run(['git', '-C', str(ROOT), *args], check=True, stdout=subprocess.DEVNULL)
+    def git(*args):
+        if subprocess.run(['git', '-C', str(ROOT), 'worktree', *args], stdout=subprocess.DEVNULL).returncode: sys.exit('git failed')
     with tempfile.TemporaryDirectory() as tmp:
         there, to = Path(tmp)/'library', Path(tmp)/'found.json'
-        git('worktree', 'add', '--quiet', '--detach', str(there), rev)
+        git('add', '--quiet', '--detach', str(there), rev)
         try:
             command = [sys.executable, __file__, '--to', str(to), '-k', word]
             with subprocess.Popen(command, env={**os.environ, 'BITS_LIBRARY': str(there), 'PYTHONPATH': ''}) as other:
@@ -741,7 +754,7 @@ def against(rev, word, cases):
                 except BaseException: other.terminate(); raise
             if other.returncode: sys.exit(f'the runs with the library of {rev} failed')
             return compare(json.loads(to.read_text()), new)
-        finally: git('worktree', 'remove', '--force', str(there))
+        finally: git('remove', '--force', str(there))
 
 def check(cases, word):
     "Run, and compare with bits.json; the exit code."

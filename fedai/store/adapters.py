@@ -31,16 +31,17 @@ class Committed:
     kept_in:dict=field(default_factory=dict)   # name -> (folder, checksum) of what is kept beside the rows
     form = dict(format=1, checksum='xxh3_64')  # how the files are written; a run without these is of this form, too
 
-# %% ../../nbs/store/04_adapters.ipynb #791edeb2
+# %% ../../nbs/store/04_adapters.ipynb #1c2cdc75
 @patch
 def place(self:Committed,
           id:int,     # client
           private=(), # ids that never have the shared state
          )->tuple:    # (client, folder)
     "The client and folder that a client's committed state is found under."
-    own = int(id),self.latest.get(int(id), 0)
-    newer = self.shared and own[1] < self.shared[1] and own[0] not in private
-    return self.shared if newer else own
+    id = int(id)
+    folder = self.latest.get(id, 0)
+    if self.shared and folder < self.shared[1] and id not in private: return self.shared
+    return id,folder
 
 # %% ../../nbs/store/04_adapters.ipynb #8abf9cc0
 def _check_form(path, d):
@@ -266,7 +267,7 @@ def _on_disk(what, round):
         why = f"{e.strerror or e} ({e.filename or 'no file named'})"
         raise StoreError(f"{what}: {why}; the run stands at round {round}, as committed") from e
 
-# %% ../../nbs/store/04_adapters.ipynb #5a7cfa8d
+# %% ../../nbs/store/04_adapters.ipynb #17f3bd5f
 class AdapterStore(StoredRows):
     "Rows on disk: load, save as trained, mix, commit, prune, recover. Making one reads and changes nothing."
     def __init__(self,
@@ -281,7 +282,8 @@ class AdapterStore(StoredRows):
     def read_state(self):
         "Take up what is committed, and forget what isn't."
         super().read_state()
-        self._keeping,self._unflushed = {},[]   # name -> (folder, checksum) of what is kept next; files that the next commit must flush
+        self._keeping = {}    # name -> (folder, checksum) of what the next commit keeps
+        self._unflushed = []  # files and folders that it flushes first
 
 # %% ../../nbs/store/04_adapters.ipynb #156bcadb
 @patch
@@ -316,14 +318,16 @@ def claim(self:AdapterStore,
     with _on_disk('state.json', 0): self._write(Committed(identity=identity or {}))
     self.read_state()
 
-# %% ../../nbs/store/04_adapters.ipynb #374a4cba
+# %% ../../nbs/store/04_adapters.ipynb #6bbd41e8
 @patch
 def start(self:AdapterStore,
           state:dict, # name -> tensor: the common start
           files=None, # name -> text of the files that go beside every row, such as adapter_config.json
          ):
     "Write the common start, or check that it is the one of the run that is there. Call it within `locked`."
-    if self.layout is None: return self._write_start(Layout.of(state), state, {n: text.encode() for n,text in (files or {}).items()})
+    if self.layout is None:
+        files = {name: text.encode() for name,text in (files or {}).items()}
+        return self._write_start(Layout.of(state), state, files)
     if not torch.equal(self.layout.pack(state), self.load_row(0, 0)):
         raise StoreError(f"{self.folder(0)}: this run began from other weights (another model, or other settings of it)")
 
@@ -341,7 +345,7 @@ def _write_start(self:AdapterStore, layout, state, files):
         self._write(Committed(files=sums, checksums={0: {0: check}}, identity=self.identity))
     self.layout = layout
 
-# %% ../../nbs/store/04_adapters.ipynb #2f46f587
+# %% ../../nbs/store/04_adapters.ipynb #4df80c3d
 @patch
 def _check_finite(self:AdapterStore, id, row):
     "Raise `StoreError` for a row with a number that isn't finite."
@@ -358,6 +362,7 @@ def _add_files(self:AdapterStore, folder):
     "Put the files that go beside every row into a folder."
     for name in self.files: shutil.copyfile(self.folder(0)/name, folder/name)
 
+# %% ../../nbs/store/04_adapters.ipynb #da64300d
 @patch
 def save_trained(self:AdapterStore,
                  round:int,    # the folder: t + 1 for the state trained in round t

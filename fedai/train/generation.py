@@ -22,24 +22,31 @@ def learned_positions(model, # a causal language model, with or without peft
     config = base_of(model).config.get_text_config()
     return math.inf if getattr(config, 'rope_parameters', None) else getattr(config, 'max_position_embeddings', math.inf)
 
-# %% ../../nbs/train/05_generation.ipynb #bea64326
+# %% ../../nbs/train/05_generation.ipynb #14610cf3
 class _Growing:
-    "Sequences that a model reads and adds to."
+    "Sequences that a model reads and adds to, within a `with` block."
     def __init__(self, model, prompts, pad):
         self.model,self.prompts,self.pad = model,prompts,pad
         self.ids,self.mask = self.padded(prompts, left=True)   # tokens that the model has not read yet; all that there are
         self.cache = None if getattr(model, '_is_stateful', False) else new_cache(model)
         self.positions = 'position_ids' in inspect.signature(model.forward).parameters
+        self.last = 1   # positions, from the end, that get logits
+
+    def __enter__(self):
+        head = self.model.get_output_embeddings()
+        self.hook = head.register_forward_pre_hook(lambda _,args: (args[0][:,-self.last:],))
+        return self
+
+    def __exit__(self, *error): self.hook.remove()
 
     def padded(self, rows, left=False): return (t.to(self.model.device) for t in pad_batch(rows, self.pad, left=left))
 
     def run(self, ids, mask, last=1):
         "Logits (N, last, vocabulary) of the last positions of `ids`, the end of what `mask` covers."
+        self.last = last
         kwargs = dict(past_key_values=self.cache, use_cache=self.cache is not None)
         if self.positions: kwargs['position_ids'] = (mask.cumsum(1) - 1).clamp(min=0)[:,-ids.shape[1]:]
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _,args: (args[0][:,-last:],))
-        try: return self.model(input_ids=ids, attention_mask=mask, **kwargs).logits
-        finally: hook.remove()
+        return self.model(input_ids=ids, attention_mask=mask, **kwargs).logits
 
     def next(self):
         "Logits (N, vocabulary) of the next token of each sequence."
@@ -100,7 +107,7 @@ def _say(new, alive, said, ends, longest):
         if len(said[i]) < longest[i]: stay.append(j)
     return stay
 
-# %% ../../nbs/train/05_generation.ipynb #ad6f2851
+# %% ../../nbs/train/05_generation.ipynb #729d9d1d
 @torch.no_grad()
 def greedy(model,        # a causal language model with its adapter
            prompts,      # lists of token ids
@@ -114,11 +121,10 @@ def greedy(model,        # a causal language model with its adapter
           ):             # lists of token ids, without the end; with `answers` also (N,) nats, or `None` where the cache can't be cut
     "The likeliest token each time, for all prompts together."
     model = base_of(model)
-    growing = _Growing(model, prompts, pad)
     room = learned_positions(model) + 1   # the last token of an answer needs no position
     longest = [min(most, room - len(p)) for p in prompts]
     said,alive = [[] for _ in prompts],list(range(len(prompts)))
-    with ExitStack() as routed:
+    with _Growing(model, prompts, pad) as growing, ExitStack() as routed:
         routed.enter_context(rows.route(owners))
         logits = growing.read(prefix)
         losses = None if answers is None else growing.losses_of(logits, answers)
