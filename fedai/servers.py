@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RoundFailed', 'BaseServer', 'round_record', 'Server_mira']
 
-# %% ../nbs/10_servers.ipynb #25e52053
+# %% ../nbs/10_servers.ipynb #4c51ffc5
 import numpy as np, torch
 from fastcore.basics import patch
 from .clients import Client_mira
@@ -13,8 +13,8 @@ from .config import RunError, expect
 from .engines import Failure
 from .evaluate.tracking import History
 from .federation import Federation
-from .graphs import (average_matrix, client_graph, effective_pull, graph_facts, lora_similarity, max_degree, mira_matrix, normalise_graph,
-                          similarity_graph, state_similarity, subgraph)
+from .graphs import (average_matrix, client_graph, effective_pull, graph_facts, lora_similarity, max_degree, mira_matrix,
+                          normalise_graph, similarity_graph, state_similarity, subgraph)
 from .hooks import ends_in_one, round_matrix, stepped_together
 from .store.mixer import Mixer
 from .train.generation import mean_states
@@ -38,7 +38,7 @@ def send(self:BaseServer,
     self.live.load(self.row_of(client))
     return self.model
 
-# %% ../nbs/10_servers.ipynb #659bc0b6
+# %% ../nbs/10_servers.ipynb #1af118e6
 @patch
 def save_trained(self:BaseServer,
                  client_id:int,  # of its row
@@ -53,7 +53,8 @@ def save_trained(self:BaseServer,
 @patch
 def _check_round(self:BaseServer, comm_round):
     if comm_round == self.store.round: return
-    raise RunError(f"round {comm_round}: expected {self.store.round}, the one after the last that was committed (`server.commit` ends a round)")
+    now = self.store.round
+    raise RunError(f"round {comm_round}: expected {now}, the one after the last that was committed (`server.commit` ends a round)")
 
 # %% ../nbs/10_servers.ipynb #48169fe0
 @patch
@@ -317,10 +318,12 @@ def round_graph(self:Server_mira,
         self._A[np.ix_(ids, ids)] = self.learned_graph(ids, comm_round)
     return subgraph(normalise_graph(self.alk_connection, self.cfg.normalise), ids, self.cfg.renormalize)
 
-# %% ../nbs/10_servers.ipynb #511549da
+# %% ../nbs/10_servers.ipynb #f07a7324
 @patch
 def learned_so_far(self:Server_mira)->np.ndarray: # (K, K)
-    "Return a learned graph as the last committed round had it; before the first, that of the data where they are what is measured, and otherwise nothing."
+    """Return a learned graph as the last committed round had it.
+
+    Before the first round it is that of the data, where they are what is measured, and otherwise nothing."""
     saved = self.run.graph()
     if saved is not None: return saved
     return np.zeros((self.num_clients,)*2) if self.learns_graph else self.data_graph()
@@ -330,7 +333,9 @@ def learned_graph(self:Server_mira,
                   ids,            # the clients of the round, whose states as trained are in the store
                   comm_round:int, # t, from 0
                  )->np.ndarray:   # (n, n)
-    "Return a graph from how alike clients' LoRAs are (their products B A, which don't depend on how they are factored; of other models the states), or what they learned in this round."
+    """Return a graph from how alike clients are, or what they learned in this round.
+
+    Of LoRAs the products B A are compared, which don't depend on how they are factored; of other models the states."""
     args = {k: v for k,v in self.cfg.graph_args.items() if k != 'every'}
     if args.pop('measure', 'states') == 'updates': return similarity_graph(state_similarity(self.updates(ids, comm_round)), **args)
     loras = self.task_is_text and all('lora_' in n for n in self.live.tensors)
