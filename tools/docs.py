@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath as Posix
 from fastcore.docments import docments
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
+sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]   # the library of this checkout, whichever is installed
 import rooms
 
 def settings():
