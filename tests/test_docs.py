@@ -48,25 +48,55 @@ def comments(src):
 
 def plain(s): return re.sub(r'\s+', ' ', re.sub(r'\[(`[^`]+`)\]\([^)]+\)', r'\1', s).replace('\\|', '|').replace('&lt;', '<')).strip()
 
+def patched(node):
+    "The class that a function of a module is a method of by `@patch`, by the annotation of its first parameter; nothing for other functions."
+    if not isinstance(node, ast.FunctionDef): return None
+    names = [getattr(d.func if isinstance(d, ast.Call) else d, 'id', '') for d in node.decorator_list]
+    return getattr(node.args.args[0].annotation, 'id', None) if 'patch' in names else None
+
+def methods_of(cls, tree):
+    "What a class has to explain: its constructor and public methods, those of its body and those that are patched in after it, in this order."
+    inside = [o for o in cls.body if isinstance(o, ast.FunctionDef) and (o.name == '__init__' or o.name[0] != '_')]
+    return inside + [o for o in tree.body if patched(o) == cls.name and o.name[0] != '_']
+
+def set_by(f): return any(getattr(d, 'attr', '') == 'setter' for d in f.decorator_list)
+
+def not_said(f, owner, where, said):
+    "Parameters of a function, and comments beside them, that a part of a page doesn't have."
+    args = [a for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs) if a.arg not in ('self','cls')]
+    missing,end = [],f.body[0].lineno
+    for a in args:
+        if f'`{a.arg}`' not in where: missing.append((owner, f.name, a.arg))
+        alone = sum(b.lineno == a.lineno for b in args) == 1
+        if alone and a.lineno < end and (c := said.get(a.lineno)) and plain(c) not in where: missing.append((owner, f.name, a.arg, c))
+    return missing
+
 def explained(src, page):
     "What the source says of its exported functions and classes, that the page doesn't: read from the source's text, not from the running code."
     tree,said,missing = ast.parse(src),comments(src),[]
     names = next(ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '') == '__all__')
     assert re.findall(r'^## .*\{ #(\w+) \}$', page, re.M) == names
     for node in tree.body:
-        if isinstance(node, ast.Assign) and (name := getattr(node.targets[0], 'id', '')) in names and (c := said.get(node.lineno)) and plain(c) not in plain(section(page, name)): missing.append((name, c))
-        if getattr(node, 'name', None) not in names: continue
+        if isinstance(node, ast.Assign) and (name := getattr(node.targets[0], 'id', '')) in names:
+            if (c := said.get(node.lineno)) and plain(c) not in plain(section(page, name)): missing.append((name, c))
+        if getattr(node, 'name', None) not in names or patched(node): continue
         part = plain(section(page, node.name))
         if (doc := ast.get_docstring(node)) and plain(doc.split('\n')[0]) not in part: missing.append((node.name, doc))
-        for f in [node] if isinstance(node, ast.FunctionDef) else [o for o in node.body if isinstance(o, ast.FunctionDef) and (o.name == '__init__' or o.name[0] != '_')]:
-            where = plain(section(page, node.name if f in (node,) or f.name == '__init__' else f'{node.name}.{f.name}')).split('### ')[0]
-            if any(getattr(d, 'attr', '') == 'setter' for d in f.decorator_list): continue
-            end = f.body[0].lineno
-            args = [a for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs) if a.arg not in ('self','cls')]
-            for a in args:
-                if f'`{a.arg}`' not in where: missing.append((node.name, f.name, a.arg))
-                alone = sum(b.lineno == a.lineno for b in args) == 1
-                if alone and a.lineno < end and (c := said.get(a.lineno)) and plain(c) not in where: missing.append((node.name, f.name, a.arg, c))
+        if isinstance(node, ast.FunctionDef):
+            missing += not_said(node, node.name, part.split('### ')[0], said)
+            continue
+        methods = [f for f in methods_of(node, tree) if not set_by(f)]
+        public = dict.fromkeys(f'{node.name}.{f.name}' for f in methods if f.name != '__init__')
+        shown = re.findall(r'^### .*\{ #([\w.]+) \}$', section(page, node.name), re.M)
+        if (gone := [o for o in public if o not in shown]): missing.append((node.name, *gone))
+        elif shown and [o for o in shown if o in public] != list(public): missing.append((node.name, 'order', shown))
+        for f in methods:
+            name = node.name if f.name == '__init__' else f'{node.name}.{f.name}'
+            if name in gone: continue
+            where = plain(section(page, name)).split('### ')[0]
+            doc = f.name != '__init__' and ast.get_docstring(f)
+            if doc and plain(doc.split('\n')[0]) not in where: missing.append((node.name, f.name, doc))
+            missing += not_said(f, node.name, where, said)
     return missing
 
 @pytest.mark.parametrize('module', MODULES)
@@ -90,6 +120,25 @@ def test_what_is_not_explained_is_found():
     assert explained(src, page.replace('second', '')) == [('f','f','b','second')]
     assert explained(src, page.replace('| `a` | | | first |\n', '')) == [('f','f','a'), ('f','f','a','first')]
     assert explained(src, page.replace('What f does', '')) == [('f','What f does.')]
+
+def test_a_patched_method_that_is_not_explained_is_found():
+    src = '__all__ = ["C"]\nclass C:\n    "A class."\n    def first(self): "Do this."\n@patch\ndef m(self:C, a): # the way\n    "Go."\n@patch(as_prop=True)\ndef p(self:C): "Its place."\n@patch\ndef _h(self:C, b): "Inside."\n@patch\ndef other(self:D, c): "Not here."\n'
+    page = '## C { #C }\n\nA class.\n\n### first { #C.first }\n\nDo this.\n\n### m { #C.m }\n\nGo.\n\n| `a` | | | the way |\n\n### p { #C.p }\n\nIts place.\n'
+    assert explained(src, page) == []
+    assert explained(src, page.replace('### m { #C.m }', '')) == [('C','C.m')]
+    assert explained(src, page.replace('the way', '')) == [('C','m','a','the way')]
+    assert explained(src, page.replace('Its place.', '')) == [('C','p','Its place.')]
+    swapped = page.replace('#C.first', '#X').replace('#C.m', '#C.first').replace('#X', '#C.m')
+    assert ('C','order',['C.m','C.first','C.p']) in explained(src, swapped)
+
+def test_methods_come_in_the_order_of_definition():
+    page = docs.api_page('servers')
+    names = re.findall(r'^### .*\{ #BaseServer\.(\w+) \}$', page, re.M)
+    assert [o for o in names if o in ('send','aggregate','update','commit','one_round','fit')] == ['send','aggregate','update','commit','one_round','fit']
+    assert 'learns_graph' in re.findall(r'^### .*\{ #Federation\.(\w+) \}$', docs.api_page('federation'), re.M)   # a property
+    assert '{ #Committed.read }' in docs.api_page('store.adapters')   # a class method
+    assert '| `holdout_ds` |' in section(page, 'BaseServer').split('### ')[0]          # what its direct base takes
+    assert '| `holdout_ds` |' not in section(page, 'Server_mira').split('### ')[0]
 
 def test_a_page_for_every_notebook_and_module_in_order():
     assert set(docs.modules().values()) == {p for p in NOTEBOOKS if '#| default_exp' in p.read_text()} and sorted(docs.modules()) == MODULES

@@ -23,6 +23,38 @@ def test_numbers_order_a_folder():
 def test_a_notebook_is_called_as_its_module():
     for name,p in MODULES.items(): assert name.split('.') == [*p.parent.relative_to(rooms.NBS).parts, p.stem.split('_', 1)[1]]
 
+# ---- the map in CONTRIBUTING.md
+
+def rows_of(first):
+    "Rows of the table in CONTRIBUTING.md whose first heading is this, a list of cells each."
+    lines = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').split(f'| {first} |')[1].split('\n\n')[0].splitlines()[2:]
+    return [[o.strip() for o in line.strip('|').split(' | ')] for line in lines]
+
+def first_names(first): return [row[0].strip('`').split('(')[0] for row in rows_of(first)]
+
+def test_the_map_has_every_room_and_its_tests():
+    assert first_names('room') == list(rooms.ROOMS)
+    tests = {p.stem for p in (ROOT/'tests').glob('test_*.py')}
+    named = [re.findall(r'`(test_\w+)`', row[2]) for row in rows_of('room')]
+    assert all(named) and {o for some in named for o in some} <= tests
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    assert not {o for o in tests if f'`{o}`' not in text}
+
+def test_the_map_has_every_hook():
+    from fedai.hooks import Algorithm, algorithm_classes, hooks
+    import fedai.algorithms
+    assert first_names('what a class may override') == list(hooks)
+    line = inspect.signature(Algorithm.__init_subclass__).parameters
+    assert sorted(first_names('on the class line')) == sorted(k for k,p in line.items() if p.kind != p.VAR_KEYWORD)
+    assert {row[3].strip('`') for k in ('what a class may override','on the class line') for row in rows_of(k)} <= set(algorithm_classes)
+
+def test_places_named_in_the_map_are_there():
+    "`Class.method` and `function` (`module`) in the ten lines of a round."
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').split('### A round')[1].split('### The rooms')[0]
+    import fedai
+    for cls,name in re.findall(r'`([A-Z]\w+)\.(\w+)`', text): assert callable(getattr(getattr(fedai, cls), name)), f'{cls}.{name}'
+    for name,module in re.findall(r'`([\w.]+)` \(`([a-z_.]+)`\)', text): assert hasattr(import_module(f'fedai.{module}'), name.split('.')[0]), name
+
 NAMES = """
 AdapterStore AnswerLoss BaseClient BaseServer BatchedEngine Bleu BudgetSpent Callback Chat Chrf ClientData Client_ditto Client_mira
 Client_prox Comparison ConfigError Curves DataError Double Draws Encoded ExactMatch ExampleTable Examples FedConfig FlowerEngine History

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath as Posix
 from fastcore.docments import docments
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
+sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]   # the library of this checkout, whichever is installed
 import rooms
 
 def settings():
@@ -191,11 +191,20 @@ def table(ps, page):
     rows = [row(k, d) for k,d in ps.items() if k != 'return' or d['docment']]
     return '\n'.join(['<div class="parameters" markdown>\n', '| parameter | type | default | meaning |', '|---|---|---|---|', *rows, '\n</div>']) if rows else ''
 
+def function_of(v):
+    "The function behind a method, property, or class or static method, also one that `@patch` made."
+    return next((f for k in ('__func__','fget','func','f') if (f := getattr(v, k, None))), v)
+
 def methods(o):
-    "What a class itself says it can do: public functions, properties and class methods."
-    for k,v in vars(o).items():
-        f = getattr(v, '__func__', None) or getattr(v, 'fget', None) or getattr(v, 'func', None) or v
-        if not k.startswith('_') and inspect.isfunction(f) and not hasattr(o, '_fields'): yield k, f, not isinstance(v, (property, functools.cached_property))
+    "What a class itself says it can do: public functions, properties and class methods, in the order in which they are defined."
+    if hasattr(o, '_fields'): return
+    for k,v in vars(o).items():   # first what stands in the class, then what was patched in, cell by cell
+        f = function_of(v)
+        if not k.startswith('_') and inspect.isfunction(f): yield k, f, not isinstance(v, (property, functools.cached_property))
+
+def constructor(o):
+    "The class in which the constructor that a class explains is written: itself or a direct base; nothing where it is further up."
+    return next((c for c in (o, *o.__bases__) if '__init__' in vars(c) and c.__module__.split('.')[0] == o.__module__.split('.')[0]), None)
 
 def beside(name, page):
     "The comment beside an assignment, which explains a value or a namedtuple's fields."
@@ -219,13 +228,14 @@ def entry(name,      # what it is called
     ps = params(o, above) if call else {}
     parts = [head, fence(signature(name, ps) if call else name, 'python')]
     bare = hasattr(o, '_fields') and o.__doc__.startswith(name + '(')   # a namedtuple whose docstring nobody wrote
-    inherits = isinstance(o, type) and '__init__' not in vars(o) and not hasattr(o, '_fields')   # the base explains what it takes
+    inherits = isinstance(o, type) and not constructor(o) and not hasattr(o, '_fields')   # a class further up explains what it takes
     parts += [beside(name, page)] if bare else [markdown(inspect.getdoc(o) or '', 'README.md', page), '' if inherits else table(ps, page)]
     if isinstance(o, type):
         bases = [b.__name__ for b in o.__bases__ if b not in (object,tuple) and b.__name__[0] != '_']
         bases = [f'[`{b}`]({os.path.relpath(symbols()[b], Posix(page).parent)})' if b in symbols() else f'`{b}`' for b in bases]
         if bases: parts.insert(2, 'A subclass of ' + ', '.join(bases) + '.')
-        parts += [entry(f'{name}.{k}', f, page, level + 1, c, [vars(b)[k] for b in o.__mro__[1:] if callable(vars(b).get(k))]) for k,f,c in methods(o)]
+        overridden = lambda k: [vars(b)[k] for b in o.__mro__[1:] if callable(vars(b).get(k))]
+        parts += [entry(f'{name}.{k}', f, page, level + 1, call, overridden(k)) for k,f,call in methods(o)]
     return '\n\n'.join(o for o in parts if o)
 
 def summary(module):
