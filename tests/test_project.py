@@ -1,5 +1,5 @@
 "What holds of the project's files."
-import ast, configparser, inspect, json, re, subprocess, sys
+import configparser, inspect, re, subprocess, sys
 import pytest
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +27,8 @@ def test_a_notebook_is_called_as_its_module():
 
 def rows_of(first):
     "Rows of the table in CONTRIBUTING.md whose first heading is this, a list of cells each."
-    lines = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').split(f'| {first} |')[1].split('\n\n')[0].splitlines()[2:]
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    lines = text.split(f'| {first} |')[1].split('\n\n')[0].splitlines()[2:]
     return [[o.strip() for o in line.strip('|').split(' | ')] for line in lines]
 
 def first_names(first): return [row[0].strip('`').split('(')[0] for row in rows_of(first)]
@@ -41,8 +42,9 @@ def test_the_map_has_every_room_and_its_tests():
     assert not {o for o in tests if f'`{o}`' not in text}
 
 def test_the_map_has_every_hook():
-    from fedai.hooks import Algorithm, algorithm_classes, hooks
     import fedai.algorithms
+    from fedai.hooks import Algorithm, algorithm_classes, hooks
+    assert fedai.algorithms   # its classes are known from then on
     assert first_names('what a class may override') == list(hooks)
     line = inspect.signature(Algorithm.__init_subclass__).parameters
     assert sorted(first_names('on the class line')) == sorted(k for k,p in line.items() if p.kind != p.VAR_KEYWORD)
@@ -53,7 +55,8 @@ def test_places_named_in_the_map_are_there():
     text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').split('### A round')[1].split('### The rooms')[0]
     import fedai
     for cls,name in re.findall(r'`([A-Z]\w+)\.(\w+)`', text): assert callable(getattr(getattr(fedai, cls), name)), f'{cls}.{name}'
-    for name,module in re.findall(r'`([\w.]+)` \(`([a-z_.]+)`\)', text): assert hasattr(import_module(f'fedai.{module}'), name.split('.')[0]), name
+    for name,module in re.findall(r'`([\w.]+)` \(`([a-z_.]+)`\)', text):
+        assert hasattr(import_module(f'fedai.{module}'), name.split('.')[0]), name
 
 NAMES = """
 AdapterStore AnswerLoss BaseClient BaseServer BatchedEngine Bleu BudgetSpent Callback Chat Chrf ClientData Client_ditto Client_mira
@@ -130,7 +133,10 @@ def test_versions_are_pinned_for_every_requirement():
     for r in wanted.split(): assert norm(re.split(r'[<>=!~]', r)[0]) in pins, r
 
 def test_everything_exported_comes_from_fedai_lazily():
-    out = subprocess.run([sys.executable, '-c', 'import sys, fedai; fedai.FedConfig; print("torch" in sys.modules); fedai.Server_mira; fedai.text_scores; print("torch" in sys.modules); print("evaluate" in sys.modules or "transformers" in sys.modules); print("Client_mira" in dir(fedai))'], capture_output=True, text=True, cwd=ROOT)
+    program = '; '.join(['import sys, fedai', 'fedai.FedConfig', 'print("torch" in sys.modules)',
+                         'fedai.Server_mira', 'fedai.text_scores', 'print("torch" in sys.modules)',
+                         'print("evaluate" in sys.modules or "transformers" in sys.modules)', 'print("Client_mira" in dir(fedai))'])
+    out = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT)
     assert out.stdout.split() == ['False','True','False','True'], out
     import fedai
     with pytest.raises(AttributeError, match="no attribute 'nothing'"): fedai.nothing
