@@ -55,7 +55,7 @@ def test_disk_and_tokens_of_real_runs(make_cfg, more):
     assert p['tokens']['exact'] and p['tokens']['run'] == sum(r['tokens'] for r in history)
     last = server.store.path(0)
     assert p['client']['bytes'] == {o.name: o.stat().st_size for o in last.iterdir()}
-    assert abs(p['disk']['files'] - inodes(root)) <= (4 if cfg.name == 'ifca' else 0)   # which clients share a model there, training decides
+    assert abs(p['disk']['files'] - inodes(root)) <= (4 if cfg.name == 'ifca' else 0)   # training decides who shares a model
     real,there = sum(blocks(root).values()),p['disk']['end'] - p['disk']['parts']['answers']
     assert abs(there - real) <= max(.05*real, 5*4096), (there, real, p['disk'])
 
@@ -147,7 +147,7 @@ def test_every_setting_that_is_named_makes_it_fit(make_cfg, bound, monkeypatch):
     o = next(o for o in p['problems'] if o['what'] == what)
     assert o['needs'] > o['there'] and p['fix'] and (o['settings'] or len(p['fix']) > 1)
     for s in [*o['settings'], p['fix']]:
-        assert what not in [q['what'] for q in ask(**s)['problems'] if q['needs'] > 1.05*q['there']], s   # what the process has is measured anew
+        assert what not in [q['what'] for q in ask(**s)['problems'] if q['needs'] > 1.05*q['there']], s   # the process is measured anew
 
 @pytest.mark.parametrize('name', ['mira','fedavg'])
 def test_mixing_takes_the_arrays_that_the_plan_counts(make_cfg, name):
