@@ -25,7 +25,7 @@ from .train.model import is_text, live_model, rebase
 from .train.live import adapter_files
 from .utils import LazyList, plural, write_json
 
-# %% ../nbs/09_federation.ipynb #a890334a
+# %% ../nbs/09_federation.ipynb #1aa9ccf9
 class Federation(Algorithm):
     "Settings, clients, one live model, and the place where every client's state lies."
     scorecard = None # what `test` found
@@ -39,12 +39,19 @@ class Federation(Algorithm):
 
     def __init__(self,
                  cfg:FedConfig,     # the run's settings
-                 lst_data_dict,     # {'train': ..., 'test': ...} a client: lists or datasets of example dicts, or of (input, target) for a plain module
-                 model=None,        # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion. It is changed, and what it has when it is given is what all start from
-                 holdout_ds=None,   # the server's own examples, those of the data when not given: their loss under the mean of the round's clients goes into the history
+                 # {'train': ..., 'test': ...} a client: lists or datasets of example dicts, or of (input, target) for a plain module
+                 lst_data_dict,
+                 # None: `get_model(cfg)`; a PEFT or transformers model; any module with a criterion.
+                 # It is changed, and what it has when it is given is what all start from
+                 model=None,
+                 # the server's own examples, those of the data when not given:
+                 # their loss under the mean of the round's clients goes into the history
+                 holdout_ds=None,
                  client_class=None, # None: the algorithm's own
                  callbacks=None,    # list of `Callback`s; None: progress, and where the config says `track`, that
-                 at=None,           # where states lie; None: in the run's folder, which is begun or gone on with. A replica or an export gives what it has instead
+                 # where states lie; None: in the run's folder, which is begun or gone on with.
+                 # A replica or an export gives what it has instead
+                 at=None,
                  **kwargs,          # set as attributes: tokenizer, criterion, graph, ...
                 ):
         check_arguments(cfg, lst_data_dict, client_class, callbacks)
@@ -71,12 +78,12 @@ class Federation(Algorithm):
 
     @cached_property
     def engine(self):
-        "What trains and tests the clients of a round."
+        "The engine that trains and tests the clients of a round."
         return get_engine(self)
 
     @cached_property
     def selection(self):
-        "Who takes part in which round, in plain numbers."
+        "The clients of each round, in plain numbers."
         return self.select()
 
     @cached_property
@@ -354,11 +361,12 @@ def test_newcomers(self:Federation,
     write_json(self.store.root/'scorecard.json', self.scorecard)
     return found
 
-# %% ../nbs/09_federation.ipynb #18602593
+# %% ../nbs/09_federation.ipynb #b0503ef0
 @patch
 def __repr__(self:Federation):
-    if getattr(getattr(self, 'store', None), 'layout', None) is None: return f"{type(self).__name__}: not made yet"   # as a traceback may show it
-    done = f"round {self.store.round} of {self.cfg.rounds}, {plural(self.num_clients, 'client')}, {self.store.layout.nbytes/2**20:.2f} MB each"
+    store = getattr(self, 'store', None)
+    if getattr(store, 'layout', None) is None: return f"{type(self).__name__}: not made yet"   # as a traceback may show it
+    done = f"round {store.round} of {self.cfg.rounds}, {plural(self.num_clients, 'client')}, {store.layout.nbytes/2**20:.2f} MB each"
     said,A = f"{type(self).__name__}: {done}, in {self.store.root}",self.alk_connection
     if A is None or not A.any(): return said
     n = (A > 0).sum(1)
