@@ -456,7 +456,7 @@ def _disk(f, cfg, K, weights, turns, stay, took_part):
     files = round(_count_files(f, cfg, turns, stay))
     return dict(end=round(end), peak=peak, files=files, parts={k: round(v) for k,v in parts.items() if v})
 
-# %% ../../nbs/study/01_plan.ipynb #89bdab59
+# %% ../../nbs/study/01_plan.ipynb #bc94f4a2
 def _prefix_tokens(f, cfg, K, turns, took_part):
     "Tokens of different training examples and of test prompts, whose hidden states are kept."
     if 'prefix' not in f or not cfg.cache_prefix: return 0,0
@@ -466,7 +466,7 @@ def _prefix_tokens(f, cfg, K, turns, took_part):
 
 def _arrays(graph, K, n):
     "Bytes of square arrays of float64: of the graph, and of mixing."
-    return dict(graph=5*8*K*K*graph, mixing=(5 if graph else 2)*8*n*n)
+    return dict(graph=5*8*K*K*graph, mixing=(4 if graph else 3)*8*n*n)
 
 # %% ../../nbs/study/01_plan.ipynb #b53016d3
 def _bounds(f, cfg, row, device):
