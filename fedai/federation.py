@@ -212,7 +212,7 @@ def rebase(self:Federation,
     "Make the base model its own weights and a change."
     if self.model is not None: rebase(self.model, change)
 
-# %% ../nbs/09_federation.ipynb #48dd02b7
+# %% ../nbs/09_federation.ipynb #fb6cf76e
 @patch
 def begin(self:Federation):
     "Check what can be checked before training, and begin the run or go on with it."
@@ -223,7 +223,8 @@ def begin(self:Federation):
     self.selection
     self.engine
     self.check()
-    self.run.begin(self.live.state(), adapter_files(self.model), self.called_in_run())
+    who = _named(self.names, self.tasks if self.task_is_text else None, self.num_clients)
+    self.run.begin(self.live.state(), adapter_files(self.model), who)
 
 @patch
 def check(self:Federation):
@@ -238,11 +239,9 @@ def check(self:Federation):
     check_product(cfg, self.live.tensors)
     check_optimizer(cfg, views)
 
-@patch
-def called_in_run(self:Federation)->dict: # `names` and `tasks`, where the data says
-    "Return what the run keeps of its clients."
-    names,tasks = self.names,self.tasks if self.task_is_text else None
-    named = names and names != [str(i) for i in range(self.num_clients)]
+def _named(names, tasks, K):
+    "Return what the run keeps of its clients: `names` and `tasks`, where the data says."
+    named = names and names != [str(i) for i in range(K)]
     return {**({'names': names} if named else {}), **({'tasks': tasks} if tasks else {})}
 
 # %% ../nbs/09_federation.ipynb #a785fc0d

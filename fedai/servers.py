@@ -56,24 +56,6 @@ def _check_round(self:BaseServer, comm_round):
     now = self.store.round
     raise RunError(f"round {comm_round}: expected {now}, the one after the last that was committed (`server.commit` ends a round)")
 
-# %% ../nbs/10_servers.ipynb #48169fe0
-@patch
-def aggregate(self:BaseServer,
-              ids,            # of the rows of a round
-              comm_round:int, # t, from 0
-             )->np.ndarray:   # the mixing matrix
-    "W <- M W over the trained states of a round, all from the same W."
-    self._check_round(comm_round)
-    clients = [i for i in ids if i < self.num_clients]
-    self.found = dict(zip(clients, self.clusters(clients, comm_round) or ()))
-    M = self.matrix = round_matrix(self, ids, comm_round, self.found)
-    one = ends_in_one(self, ids, M)
-    ranks = None if one or not self.cfg.ranks else [self.cfg.ranks[i % self.num_clients] for i in sorted(ids)]
-    Mixer(self.store, self.cfg).mix(ids, M, comm_round+1, self.personal_tensors(comm_round), ranks)
-    if self.cfg.server_optimizer != 'none': self.step(sorted(clients), comm_round, one)
-    self.keep_clusters(clients, comm_round)
-    return M
-
 # %% ../nbs/10_servers.ipynb #f5f30465
 @patch
 def step(self:BaseServer,
@@ -98,6 +80,24 @@ def keep_clusters(self:BaseServer,
     for c in sorted(set(self.found.values())):
         first = min(i for i in ids if self.found[i] == c)
         self.store.keep(comm_round+1, f'cluster_{c}', self.store.layout.views(self.store.load_row(first, comm_round+1)))
+
+# %% ../nbs/10_servers.ipynb #48169fe0
+@patch
+def aggregate(self:BaseServer,
+              ids,            # of the rows of a round
+              comm_round:int, # t, from 0
+             )->np.ndarray:   # the mixing matrix
+    "W <- M W over the trained states of a round, all from the same W."
+    self._check_round(comm_round)
+    clients = [i for i in ids if i < self.num_clients]
+    self.found = dict(zip(clients, self.clusters(clients, comm_round) or ()))
+    M = self.matrix = round_matrix(self, ids, comm_round, self.found)
+    one = ends_in_one(self, ids, M)
+    ranks = None if one or not self.cfg.ranks else [self.cfg.ranks[i % self.num_clients] for i in sorted(ids)]
+    Mixer(self.store, self.cfg).mix(ids, M, comm_round+1, self.personal_tensors(comm_round), ranks)
+    if self.cfg.server_optimizer != 'none': self.step(sorted(clients), comm_round, one)
+    self.keep_clusters(clients, comm_round)
+    return M
 
 # %% ../nbs/10_servers.ipynb #dd3064f0
 @patch
@@ -204,6 +204,23 @@ def _one_model_left(self:BaseServer, rows, comm_round):
     clients = [i for i in rows if i < self.num_clients]
     return self.one_model and Mixer(self.store, self.cfg).in_one(clients, comm_round+1, self.personal_tensors(comm_round))
 
+# %% ../nbs/10_servers.ipynb #fd58d734
+@patch
+def present(self:BaseServer,
+            t,       # the round
+            ids,     # the clients that were selected
+            metrics, # of the rows that came back
+            failed,  # row -> why it didn't
+           )->tuple: # (the clients that are in the round, why the others are not)
+    "Return the clients all of whose rows came back; raises `RoundFailed` where they are too few."
+    why = {i: failed.get(j, 'no reply') for i in ids for j in self.row_ids([i]) if j not in metrics}
+    here = [i for i in ids if i not in why]
+    least = min(self.cfg.min_clients, len(ids))
+    if len(here) >= least: return here,{str(i): w for i,w in why.items()}
+    said = '; '.join(f"{self.called(i)}: {w}" for i,w in list(why.items())[:10])
+    raise RoundFailed(f"round {t+1}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: {said}"
+                      ". What they trained is kept, and the run goes on from there when it is started again")
+
 # %% ../nbs/10_servers.ipynb #dc1b427c
 @patch
 def one_round(self:BaseServer,
@@ -235,23 +252,6 @@ def train_round(self:BaseServer,
             self.save_trained(r.id, t, r.metrics, r.state)
             self.call('after_client', t, r.id, r.metrics)
     return metrics,failed
-
-# %% ../nbs/10_servers.ipynb #fd58d734
-@patch
-def present(self:BaseServer,
-            t,       # the round
-            ids,     # the clients that were selected
-            metrics, # of the rows that came back
-            failed,  # row -> why it didn't
-           )->tuple: # (the clients that are in the round, why the others are not)
-    "Return the clients all of whose rows came back; raises `RoundFailed` where they are too few."
-    why = {i: failed.get(j, 'no reply') for i in ids for j in self.row_ids([i]) if j not in metrics}
-    here = [i for i in ids if i not in why]
-    least = min(self.cfg.min_clients, len(ids))
-    if len(here) >= least: return here,{str(i): w for i,w in why.items()}
-    said = '; '.join(f"{self.called(i)}: {w}" for i,w in list(why.items())[:10])
-    raise RoundFailed(f"round {t+1}: {len(here)} of {len(ids)} clients replied, fewer than `min_clients`, {self.cfg.min_clients}: {said}"
-                      ". What they trained is kept, and the run goes on from there when it is started again")
 
 # %% ../nbs/10_servers.ipynb #44f3f6e1
 @patch
