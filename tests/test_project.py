@@ -141,6 +141,11 @@ def test_everything_exported_comes_from_fedai_lazily():
     import fedai
     with pytest.raises(AttributeError, match="no attribute 'nothing'"): fedai.nothing
 
+def test_readme_is_a_page_that_lists_every_tutorial_in_order():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    assert len(text.split()) <= 1600
+    assert re.findall(r'^- \[.+?\]\(nbs/tutorials/(\w+)\.ipynb\)', text, re.M) == [p.stem for p in rooms.lessons()]
+
 def test_readme_and_quickstart_show_the_same_job():
     "The README's Python is what the quickstart runs, with another model and folder."
     def job(p, first): return next(s for s in code(p) if first in s)
