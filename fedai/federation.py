@@ -25,7 +25,7 @@ from .train.model import is_text, live_model, rebase
 from .train.live import adapter_files
 from .utils import LazyList, plural, write_json
 
-# %% ../nbs/09_federation.ipynb #1aa9ccf9
+# %% ../nbs/09_federation.ipynb #2116f862
 class Federation(Algorithm):
     "Settings, clients, one live model, and the place where every client's state lies."
     scorecard = None # what `test` found
@@ -62,7 +62,8 @@ class Federation(Algorithm):
         check_attributes(type(self), cfg, kwargs)
         for k,v in kwargs.items(): setattr(self, k, v)
         self.task_is_text = is_text(model)
-        if at is None: self._check_given()
+        if at is None: check_clients(lst_data_dict, self.num_clients, self.task_is_text)
+        if at is None: check_folder(cfg.output_dir)
         self._make_live(model)
         self._hold_out(holdout_ds)
         self._make_clients(client_class)
@@ -97,12 +98,7 @@ class Federation(Algorithm):
         first = [d['train'][0] for d in self.lst_data_dict]
         return [e['task'] for e in first] if all(isinstance(e, dict) and e.get('task') for e in first) else None
 
-# %% ../nbs/09_federation.ipynb #53579c07
-@patch
-def _check_given(self:Federation):
-    check_clients(self.lst_data_dict, self.num_clients, self.task_is_text)
-    check_folder(self.cfg.output_dir)
-
+# %% ../nbs/09_federation.ipynb #ce30de80
 @patch
 def _make_live(self:Federation, model):
     self.given_model = model
@@ -156,7 +152,7 @@ def select(self:Federation)->list: # for each round a list of ids
     "Return what `client_selection` says, which may be somebody's own, in plain numbers; raises `ConfigError` where these aren't clients."
     return check_selection(self.client_selection(), self.cfg, self.store.round)
 
-# %% ../nbs/09_federation.ipynb #d001a49a
+# %% ../nbs/09_federation.ipynb #93fcb9fc
 @patch
 def row_ids(self:Federation,
             ids,   # the clients of a round
@@ -165,9 +161,7 @@ def row_ids(self:Federation,
     return [*ids, *(self.num_clients + i for i in ids)] if self.personal_class else ids
 
 @patch
-def client(self:Federation,
-           i:int, # id of a row
-          ):
+def client(self:Federation, i:int): # id of a row
     "Return the client that trains a row."
     return self.client_list[i] if i < self.num_clients else self.personal_list[i - self.num_clients]
 
@@ -244,11 +238,9 @@ def _named(names, tasks, K):
     named = names and names != [str(i) for i in range(K)]
     return {**({'names': names} if named else {}), **({'tasks': tasks} if tasks else {})}
 
-# %% ../nbs/09_federation.ipynb #a785fc0d
+# %% ../nbs/09_federation.ipynb #4fa80bdf
 @patch
-def get_selected_client(self:Federation,
-                        ids, # of rows
-                       ):    # yields clients
+def get_selected_client(self:Federation, ids): # of rows
     "Yield the clients of these rows; raises `ConfigError` for one whose training data isn't what it was."
     for i in ids:
         c = self.client(i)
