@@ -43,7 +43,7 @@ def _import_file(path):
         del sys.modules[name]
         raise
 
-# %% ../nbs/11_algorithms.ipynb #1a782341
+# %% ../nbs/11_algorithms.ipynb #492e0f1b
 def get_class(name:str): # a server class
     "Return the algorithm of this name; raises `ConfigError` for one that there isn't."
     expect(name in algorithm_classes, 'name', 'one of ' + ', '.join(sorted(algorithm_classes)) + near(name, algorithm_classes), name)
@@ -65,15 +65,17 @@ def get_server(cfg:FedConfig,  # its `name`, `algorithm_args` and `imports`
 def list_algorithms()->list: # a dict for each: name, paper, about, settings
     "List the algorithms that are known."
     def about(cls): return (cls.__doc__ or '').strip().partition('\n')[0]
-    return [dict(name=n, paper=c.paper, about=about(c), settings={k: list(v) for k,v in c.settings.items()}) for n,c in sorted(algorithm_classes.items())]
+    def settings(cls): return {k: list(v) for k,v in cls.settings.items()}
+    return [dict(name=n, paper=c.paper, about=about(c), settings=settings(c)) for n,c in sorted(algorithm_classes.items())]
 
-# %% ../nbs/11_algorithms.ipynb #2f920654
+# %% ../nbs/11_algorithms.ipynb #7d808e94
 class Server_local(BaseServer, name='local', paper='no federation'):
     "Every client trains alone: M = I."
     one_model = False
     def mixing_matrix(self, ids, comm_round): return np.eye(len(ids))
 
-class Server_fedavg(BaseServer, name='fedavg', paper='McMahan et al., 2017, arXiv:1602.05629; on LoRA FedIT, Zhang et al., 2024, arXiv:2305.05644'):
+class Server_fedavg(BaseServer, name='fedavg',
+                    paper='McMahan et al., 2017, arXiv:1602.05629; on LoRA FedIT, Zhang et al., 2024, arXiv:2305.05644'):
     "One model: the average of the round's clients, weighted by their examples."
 
 # %% ../nbs/11_algorithms.ipynb #18958b16
@@ -100,7 +102,7 @@ class Server_fedprox(BaseServer, name='fedprox', paper='Li et al., 2020, arXiv:1
     "fedavg, with local training held near the average."
     client_class = Client_prox
 
-# %% ../nbs/11_algorithms.ipynb #0c9fe09d
+# %% ../nbs/11_algorithms.ipynb #fc9db3d8
 class Client_ditto(BaseClient):
     "The personal row: held near the shared one by λ/2 ‖v - w‖²."
     def penalty(self, sent):
@@ -109,7 +111,8 @@ class Client_ditto(BaseClient):
         lam,w = s.args['lam'],{n: w[n].clone() for n in sent}
         return lambda v: lam/2*sum((v[n] - t).square().sum() for n,t in w.items())
 
-class Server_ditto(BaseServer, name='ditto', paper='Li et al., 2021, arXiv:2012.04221', settings={'lam': (.1, 'λ, weight of the term')}, personal=Client_ditto):
+class Server_ditto(BaseServer, name='ditto', paper='Li et al., 2021, arXiv:2012.04221',
+                   settings={'lam': (.1, 'λ, weight of the term')}, personal=Client_ditto):
     "fedavg, and beside it a personal model for each client, held near the average."
 
 # %% ../nbs/11_algorithms.ipynb #7ec24a94
@@ -119,16 +122,16 @@ class Server_fedu(Server_mira, name='fedu', paper='Dinh et al., 2022, arXiv:2102
         super().check()
         expect(self.cfg.optimizer == 'SGD', 'optimizer', "'SGD' for fedu (mira takes any)", self.cfg.optimizer)
 
-# %% ../nbs/11_algorithms.ipynb #fe858a0e
+# %% ../nbs/11_algorithms.ipynb #1ca0684a
 class _Lora(BaseServer):
-    "What is for LoRA only."
+    "Algorithms for LoRA only."
     def factor(self, X)->set: return {n for n in self.live.tensors if n.endswith(f'lora_{X}.weight')}
     def check(self):
         super().check()
         expect(self.factor('A'), 'name', 'an algorithm for models without a LoRA', self.name)
 
 class _Factors(_Lora):
-    "What treats A and B apart."
+    "Algorithms that treat A and B apart."
     def check(self):
         super().check()
         expect(self.cfg.space != 'product', 'space', f"'factors' for {self.name}, which treats A and B apart", 'product')
@@ -145,9 +148,9 @@ class Server_fedsa(_Factors, name='fedsa', paper='FedSA-LoRA, Guo et al., 2025, 
     "A is averaged and shared, B stays personal."
     def personal_tensors(self, comm_round): return super().personal_tensors(comm_round) | self.factor('B')
 
-# %% ../nbs/11_algorithms.ipynb #261bfe4e
+# %% ../nbs/11_algorithms.ipynb #00561302
 class _Exact(_Factors):
-    "Puts into the base model what averaged factors miss."
+    "Algorithms that put into the base model what averaged factors miss."
     keeps_mean = True   # do the mixed factors go on, or is their product added, too?
 
     @cached_property
@@ -157,7 +160,8 @@ class _Exact(_Factors):
         for n in sorted(self.factor('B')):
             path = n.removesuffix('.lora_B.weight')
             layer = self.model.get_submodule(path)
-            out.append((path.removeprefix('base_model.model.') + '.weight', layer.base_layer.weight, path, next(iter(layer.scaling.values()))))
+            name,scale = path.removeprefix('base_model.model.') + '.weight',next(iter(layer.scaling.values()))
+            out.append((name, layer.base_layer.weight, path, scale))
         return out
 
     def check(self):
@@ -176,7 +180,7 @@ class _Exact(_Factors):
         self.rebase(change)   # the round is recorded with the model that it ends with
         return M
 
-# %% ../nbs/11_algorithms.ipynb #551fcc60
+# %% ../nbs/11_algorithms.ipynb #1d3ad0f3
 @patch
 def missed(self:_Exact,
            ids,            # the clients of the round, mixed already
@@ -194,6 +198,7 @@ def missed(self:_Exact,
         new[name] = ((old[name].double() if name in old else 0) + more).float().contiguous()
     return new
 
+# %% ../nbs/11_algorithms.ipynb #8e611b5a
 class Server_fedex(_Exact, name='fedex', paper='FedEx-LoRA, Singhal et al., 2024, arXiv:2410.09432'):
     "fedavg of the factors, and what the average of the products has besides goes into the base model."
     def check(self):
@@ -213,7 +218,7 @@ class Server_flora(_Exact, name='flora', paper='FLoRA, Wang et al., 2024, arXiv:
         self.store.replace(comm_round+1, ids, row)
         return M
 
-# %% ../nbs/11_algorithms.ipynb #2d8ca1b0
+# %% ../nbs/11_algorithms.ipynb #d6cd1b71
 class _Clustered(BaseServer):
     "Several models, kept by the store beside the clients' states, and every client with one of them."
     one_model = False
@@ -221,7 +226,8 @@ class _Clustered(BaseServer):
         super().check()
         expect(not self.cfg.ranks, 'ranks', f'none for {self.name}, whose clients share models', self.cfg.ranks)
 
-class Server_ifca(_Clustered, name='ifca', paper='Ghosh et al., 2020, arXiv:2006.04088', settings={'clusters': (2, 'number of models')}, needs_data=True):
+class Server_ifca(_Clustered, name='ifca', paper='Ghosh et al., 2020, arXiv:2006.04088',
+                  settings={'clusters': (2, 'number of models')}, needs_data=True):
     "A fixed number of models; each client trains, and is tested with, the one whose training loss is lowest."
     chosen = None,{}   # the round, and the model that each client takes in it
 
@@ -308,10 +314,11 @@ def _apart(self:Server_cfl, ids, comm_round):
     mean,longest = np.sqrt(max(0., w@G@w)),np.sqrt(np.diag(G).max())
     return None if mean >= self.args['eps']*longest else bipartition(cosines(G))[1]   # whole also where nothing moved
 
-# %% ../nbs/11_algorithms.ipynb #72253612
+# %% ../nbs/11_algorithms.ipynb #f1f63d6d
 class Server_hetlora(_Lora, name='hetlora', paper='HetLoRA, Cho et al., 2024, arXiv:2401.06432'):
     "fedavg of factors padded with zeros to one rank, weighted by the norm of each client's B A."
     def mixing_matrix(self, ids, comm_round):
         loras = self.factor('A') | self.factor('B')
         w = [lora_norm({n: s[n] for n in loras}) for s in self.trained_states(ids, comm_round)]
-        return average_matrix(w) if any(w) else super().mixing_matrix(ids, comm_round)   # nothing was learned, so all products are 0 whatever the weights
+        if any(w): return average_matrix(w)
+        return super().mixing_matrix(ids, comm_round)   # nothing was learned, so all products are 0 whatever the weights

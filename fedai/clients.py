@@ -59,14 +59,15 @@ class BaseClient:
 class Client_mira(BaseClient):
     "A client of MIRA: its own loss and nothing else, since the graph acts on the server (Elbakary et al., 2025)."
 
-# %% ../nbs/05_clients.ipynb #8cbef083
+# %% ../nbs/05_clients.ipynb #ce56e320
 @patch
 def _prepared(self:BaseClient, split):
     data = self.server.task.prepare(self.data[split], f'{self.title}, {split}')
     if not len(data.items):
         raise DataError(f"{self.title}: none of its {data.dropped} {split} examples fits in `max_length` {self.cfg.max_length}")
     if data.dropped or data.cut:
-        warnings.warn(f"{self.title}, {split}: {data.dropped} examples dropped and {data.cut} prompts cut to fit in `max_length` {self.cfg.max_length}")
+        lost = f'{data.dropped} examples dropped and {data.cut} prompts cut'
+        warnings.warn(f"{self.title}, {split}: {lost} to fit in `max_length` {self.cfg.max_length}")
     return data
 
 @patch

@@ -17,22 +17,33 @@ import numpy as np
 from .config import ConfigError, expect, near
 from .utils import picture_text, rng
 
-# %% ../nbs/02_graphs.ipynb #e1c70881
+# %% ../nbs/02_graphs.ipynb #84591f49
+def _as_array(A, K, name):
+    "A copy in float64 of what should be a (K, K) array."
+    other = hasattr(A, 'adjacency') or hasattr(A, 'toarray')
+    expect(not other, name, 'a numpy array, as networkx.to_numpy_array(graph) or matrix.toarray() gives', type(A).__name__)
+    try: A = np.array(A, dtype=np.float64)
+    except (TypeError,ValueError) as e: raise ConfigError(name, f'a ({K}, {K}) array of numbers', str(e)) from e
+    expect(A.shape == (K,K), name, f'a square array of shape ({K}, {K})', A.shape)
+    return A
+
+def _refuse(bad, A, name, wanted):
+    "Raise `ConfigError` with the first weight that is `bad`, a (K, K) array of bool."
+    if not bad.any(): return
+    i,j = np.argwhere(bad)[0]
+    raise ConfigError(name, wanted, f'({i}, {j}): {A[i,j]}')
+
 def check_graph(A,                  # what should be a (K, K) array of weights
                 num_clients:int,    # K
                 name:str='graph',   # what to call it in an error
                )->np.ndarray:       # (K, K) float64
-    "`A` as an array; raises `ConfigError` unless it is square, of the right size, finite, non-negative, symmetric and zero on the diagonal."
-    if hasattr(A, 'adjacency') or hasattr(A, 'toarray'): raise ConfigError(name, 'a numpy array, as networkx.to_numpy_array(graph) or matrix.toarray() gives', type(A).__name__)
-    try: A = np.array(A, dtype=np.float64)
-    except (TypeError,ValueError) as e: raise ConfigError(name, f'a ({num_clients}, {num_clients}) array of numbers', str(e)) from e
-    if A.shape != (num_clients,num_clients): raise ConfigError(name, f'a square array of shape ({num_clients}, {num_clients})', A.shape)
-    def at(bad): return '({}, {}): {}'.format(*(i := np.argwhere(bad)[0]), A[tuple(i)])
-    if (bad := ~np.isfinite(A)).any(): raise ConfigError(name, 'finite weights', at(bad))
-    if (bad := A < 0).any(): raise ConfigError(name, 'weights of at least 0', at(bad))
-    if (bad := ~np.isclose(A, A.T, rtol=1e-9, atol=0)).any(): raise ConfigError(name, 'a symmetric array (`(A + A.T)/2` makes one)', at(bad))
+    "`A` as an array; raises `ConfigError` unless it is square, finite, non-negative, symmetric and zero on the diagonal."
+    A = _as_array(A, num_clients, name)
+    _refuse(~np.isfinite(A), A, name, 'finite weights')
+    _refuse(A < 0, A, name, 'weights of at least 0')
+    _refuse(~np.isclose(A, A.T, rtol=1e-9, atol=0), A, name, 'a symmetric array (`(A + A.T)/2` makes one)')
     A = (A + A.T)/2   # rounding errors apart it was
-    if (bad := np.diag(A) != 0).any(): raise ConfigError(name, 'zeros on the diagonal', f'({(i := np.argmax(bad))}, {i}): {A[i,i]}')
+    _refuse(np.diag(np.diag(A) != 0), A, name, 'zeros on the diagonal')
     return A
 
 # %% ../nbs/02_graphs.ipynb #6c4ed2ec
@@ -58,12 +69,12 @@ def task_graph(tasks, # a label for each client, length K
     np.fill_diagonal(A, 0)
     return A
 
-# %% ../nbs/02_graphs.ipynb #05b933e7
+# %% ../nbs/02_graphs.ipynb #faf230e7
 def ring_graph(num_clients:int,  # K
                neighbours:int=1, # clients on either side that each client is joined to
               )->np.ndarray:     # (K, K)
     "Clients on a ring, joined with weight 1 to the `neighbours` nearest on either side."
-    if neighbours < 1: raise ConfigError('neighbours', 'at least 1', neighbours)
+    expect(neighbours >= 1, 'neighbours', 'at least 1', neighbours)
     d = np.abs(np.subtract.outer(np.arange(num_clients), np.arange(num_clients)))
     d = np.minimum(d, num_clients - d)
     return ((d > 0) & (d <= neighbours)).astype(float)
@@ -74,10 +85,10 @@ def erdos_renyi_graph(num_clients:int, # K
                      )->np.ndarray:    # (K, K)
     "Every two clients are joined with probability `p`, each pair on its own (Erdős and Rényi, 1959), with weight 1."
     import networkx as nx
-    if not 0 <= p <= 1: raise ConfigError('p', 'a probability, 0 to 1', p)
+    expect(0 <= p <= 1, 'p', 'a probability, 0 to 1', p)
     return nx.to_numpy_array(nx.gnp_random_graph(num_clients, p, seed=rng(seed, 'graph')))
 
-# %% ../nbs/02_graphs.ipynb #8b0e5303
+# %% ../nbs/02_graphs.ipynb #f5c961ec
 def _one_of(name, value, words):
     if value not in words: raise ConfigError(name, 'one of ' + ', '.join(map(repr, words)) + near(value, words), value)
 
@@ -85,8 +96,11 @@ def _numbers(name, x, wanted, ok):
     "`x` as a float64 array for which `ok` holds and all is finite."
     try: a = np.array(x, dtype=np.float64)
     except (TypeError,ValueError) as e: raise ConfigError(name, wanted, str(e)) from e
-    if not ok(a): raise ConfigError(name, wanted, f'an array of shape {a.shape}')
-    if not np.isfinite(a).all(): raise ConfigError(name, 'finite numbers', '{}: {}'.format(i := tuple(np.argwhere(~np.isfinite(a))[0].tolist()), a[i]))
+    expect(ok(a), name, wanted, f'an array of shape {a.shape}')
+    bad = np.argwhere(~np.isfinite(a))
+    if len(bad):
+        at = tuple(bad[0].tolist())
+        raise ConfigError(name, 'finite numbers', f'{at}: {a[at]}')
     return a
 
 # %% ../nbs/02_graphs.ipynb #de75669e
@@ -99,29 +113,41 @@ def cosines(G:np.ndarray, # (K, K) inner products of K vectors
     np.fill_diagonal(C, 1)
     return (C + C.T)/2
 
-# %% ../nbs/02_graphs.ipynb #2b883f61
+# %% ../nbs/02_graphs.ipynb #358de024
+def _chosen(S, top_k, threshold, positive):
+    "(K, K), True where client k chooses client l."
+    keep = ~np.eye(len(S), dtype=bool)
+    if threshold is not None: keep &= S >= threshold
+    if positive: keep &= S > 0
+    if top_k is None: return keep
+    rank = np.argsort(np.argsort(-np.where(keep, S, -np.inf), 1, kind='stable'), 1)
+    return keep & (rank < top_k)
+
+def _shares(S, keep, temperature):
+    "(K, K) exp(S/T) over the sum of those that a client chose; 0 in a row without any."
+    top = np.where(keep, S, -np.inf).max(1, initial=-np.inf)
+    shifted = np.where(keep, S, -np.inf) - np.where(keep.any(1), top, 0)[:,None]   # so that the largest of a row is exp(0)
+    A = np.exp(shifted/temperature)
+    return A/np.maximum(A.sum(1, keepdims=True), 1)   # 1 stands for rows without any
+
+# %% ../nbs/02_graphs.ipynb #d2e3f5e9
 def similarity_graph(S,                       # (K, K) similarities, such as cosines; the diagonal is not looked at
                      top_k:int|None=None,     # most clients that each client chooses; all when not given
                      threshold:float|None=None, # least similarity of two clients that are joined
-                     temperature:float|None=None, # T > 0, in the units of S: weights are shares exp(S/T) of each row; the similarities themselves when not given
+                     temperature:float|None=None, # T > 0, in units of S: weights are shares exp(S/T) of each row; None: the similarities
                      symmetrise:str='mean',   # 'mean', 'max' or 'min' of a_kl and a_lk
                     )->np.ndarray:            # (K, K)
     "Client graph that joins clients that are alike."
     S = _numbers('similarity', S, 'a square array of numbers', lambda a: a.ndim == 2 and len(a) == a.shape[1])
-    if top_k is not None and top_k < 1: raise ConfigError('top_k', 'at least 1', top_k)
-    if temperature is not None and not temperature > 0: raise ConfigError('temperature', 'a value above 0', temperature)
+    expect(top_k is None or top_k >= 1, 'top_k', 'at least 1', top_k)
+    expect(temperature is None or temperature > 0, 'temperature', 'a value above 0', temperature)
     _one_of('symmetrise', symmetrise, ('mean','max','min'))
-    keep = ~np.eye(len(S), dtype=bool)
-    if threshold is not None: keep &= S >= threshold
-    if temperature is None: keep &= S > 0
-    S = np.where(keep, S, -np.inf)
-    if top_k is not None: keep &= np.argsort(np.argsort(-S, 1, kind='stable'), 1) < top_k
-    if temperature is None: A = np.where(keep, S, 0.)
-    else:
-        A = np.exp((np.where(keep, S, -np.inf) - np.where(keep.any(1), S.max(1, initial=-np.inf), 0)[:,None])/temperature)
-        A /= np.maximum(A.sum(1, keepdims=True), 1)   # the largest of a row is 1 before, so 1 stands for rows without any
-    return {'mean': (A + A.T)/2, 'max': np.maximum(A, A.T), 'min': np.minimum(A, A.T)}[symmetrise]
+    keep = _chosen(S, top_k, threshold, temperature is None)
+    A = np.where(keep, S, 0.) if temperature is None else _shares(S, keep, temperature)
+    if symmetrise == 'mean': return (A + A.T)/2
+    return np.maximum(A, A.T) if symmetrise == 'max' else np.minimum(A, A.T)
 
+# %% ../nbs/02_graphs.ipynb #55f78ad7
 def knn_graph(features, # (K, d) numbers that describe each client
               k:int,    # nearest clients that each client chooses
              )->np.ndarray: # (K, K) cosine similarities, 0 where neither chose the other or the cosine is not above 0
@@ -129,7 +155,7 @@ def knn_graph(features, # (K, d) numbers that describe each client
     X = _numbers('features', features, 'a (K, d) array of numbers', lambda a: a.ndim == 2)
     return similarity_graph(cosines(X@X.T), top_k=k, symmetrise='max')
 
-# %% ../nbs/02_graphs.ipynb #99fdad24
+# %% ../nbs/02_graphs.ipynb #29150a0b
 def _lines(path, name, what):
     "(place, text) for each line of `path` that says something."
     try: text = Path(path).read_text(encoding='utf-8-sig')
@@ -137,22 +163,28 @@ def _lines(path, name, what):
     for i,line in enumerate(text.splitlines(), 1):
         if line := line.partition('#')[0].strip(): yield f'{path}, line {i}',line
 
+def _edge(line, K, bad):
+    "The numbers in a line `i j weight`; raises what `bad(wanted)` gives."
+    try:
+        i,j,w = (*line.split(), '1')[:3] if len(line.split()) < 4 else ()
+        i,j,w = int(i),int(j),float(w)
+    except ValueError: raise bad('lines `i j weight`, the weight optional') from None
+    if not (0 <= i < K and 0 <= j < K): raise bad(f'clients 0 to {K-1}')
+    if i == j: raise bad('edges between two clients')
+    if not (np.isfinite(w) and w >= 0): raise bad('a weight of at least 0')
+    return i,j,w
+
 def _edges(path, num_clients):
     A,seen = np.zeros((num_clients,num_clients)),{}
     for where,line in _lines(path, 'graph', 'a readable edge list'):
         def bad(wanted): return ConfigError('graph', wanted, f'{where}: {line}')
-        try:
-            i,j,w = (*line.split(), '1')[:3] if len(line.split()) < 4 else ()
-            i,j,w = int(i),int(j),float(w)
-        except ValueError: raise bad('lines `i j weight`, the weight optional') from None
-        if not (0 <= i < num_clients and 0 <= j < num_clients): raise bad(f'clients 0 to {num_clients-1}')
-        if i == j: raise bad('edges between two clients')
-        if not (np.isfinite(w) and w >= 0): raise bad('a weight of at least 0')
-        if seen.setdefault((min(i,j),max(i,j)), w) != w: raise bad(f'one weight for an edge, as above ({seen[min(i,j),max(i,j)]:g})')
+        i,j,w = _edge(line, num_clients, bad)
+        before = seen.setdefault((min(i,j),max(i,j)), w)
+        if before != w: raise bad(f'one weight for an edge, as above ({before:g})')
         A[i,j] = A[j,i] = w
     return A
 
-# %% ../nbs/02_graphs.ipynb #aceaa6c7
+# %% ../nbs/02_graphs.ipynb #b2aed351
 def read_table(path:str|Path,     # a .csv file
                name:str='table',  # what to call it in an error
               )->np.ndarray:      # (rows, columns) float64; true is 1 and false is 0
@@ -162,9 +194,11 @@ def read_table(path:str|Path,     # a .csv file
         cells = [c.strip() for c in next(csv.reader([line]))]
         try: rows.append([words[c.lower()] if c.lower() in words else float(c) for c in cells])
         except ValueError: raise ConfigError(name, 'numbers with commas between them', f'{where}: {line}') from None
-        if len(rows[-1]) != len(rows[0]): raise ConfigError(name, f'{len(rows[0])} numbers in each line, as in the first', f'{where}: {len(rows[-1])}')
+        n,first = len(rows[-1]),len(rows[0])
+        expect(n == first, name, f'{first} numbers in each line, as in the first', f'{where}: {n}')
     return np.array(rows, dtype=np.float64)
 
+# %% ../nbs/02_graphs.ipynb #f251c0b2
 def load_graph(path:str|Path,   # a .npy, .csv, .edges or .txt file
                num_clients:int, # K
                names=(),        # what could have been meant instead of a file, for the error
@@ -179,7 +213,7 @@ def load_graph(path:str|Path,   # a .npy, .csv, .edges or .txt file
         except (OSError,ValueError,EOFError) as e: raise ConfigError('graph', wanted, f'{path} ({e})') from e
     return check_graph(A, num_clients)
 
-# %% ../nbs/02_graphs.ipynb #296ae895
+# %% ../nbs/02_graphs.ipynb #00f6f6b0
 def with_settings(field:str, # of the config, whose value are the arguments
                   kind:str,  # what the function is called in an error
                   f,         # a function
@@ -189,15 +223,16 @@ def with_settings(field:str, # of the config, whose value are the arguments
     known = inspect.signature(f).parameters
     for k,o in known.items():
         if o.default is o.empty: expect(k in args, field, f'`{k}`, which {kind} needs', args)
+    has = f'settings of {kind}, which has {", ".join(known) or "none"}'
     for k in args:
-        if k not in known: raise ConfigError(field, f'settings of {kind}, which has {", ".join(known) or "none"}' + near(k, list(known)), args)
+        if k not in known: raise ConfigError(field, has + near(k, list(known)), args)
     try: return f(**args)
     except ConfigError as e:
         if e.name not in args: raise
         raise ConfigError(f'{field}: {e.name}', e.wanted, e.got) from e
     except TypeError as e: raise ConfigError(field, f'settings of {kind}: {", ".join(known)}', f'{args} ({e})') from e
 
-# %% ../nbs/02_graphs.ipynb #bd208191
+# %% ../nbs/02_graphs.ipynb #92df0a12
 def check_learned(text=True, # is the model a language model?
                   measure='states', # what is alike: 'states', 'updates' or, of a language model, 'data'
                   every=1,          # rounds between two graphs
@@ -211,9 +246,10 @@ def check_learned(text=True, # is the model a language model?
     expect(measure != 'data' or every == 1, 'graph_args: every', 'nothing beside `measure: data`, which is learned once', every)
     similarity_graph(np.eye(2), top_k, threshold, temperature, symmetrise)
 
+# %% ../nbs/02_graphs.ipynb #346371f5
 def _of_tasks(tasks):
     if callable(tasks): tasks = tasks()
-    if tasks is None: raise ConfigError('graph', "'random', 'complete' or a file where examples have no `task`", 'tasks')
+    expect(tasks is not None, 'graph', "'random', 'complete' or a file where examples have no `task`", 'tasks')
     return task_graph(tasks)
 
 def client_graph(cfg,             # its `graph`, `graph_args`, `seed`
@@ -259,26 +295,33 @@ def _limit(lam):
 
 _below = 1 - 1e-9   # eigenvalues have rounding errors; a step on the bound swaps for ever, and is refused too
 
-# %% ../nbs/02_graphs.ipynb #06ea263e
+# %% ../nbs/02_graphs.ipynb #597eff77
 def step_limit(A:np.ndarray, # (K, K) weights >= 0, symmetric or not
               )->float:      # bound on s; infinity for a graph without edges
     "The bound below which steps I - s L settle: 2/λ_max(L) for a symmetric graph."
     return _limit(_spectrum(A))
+
+def _check_step(A, s):
+    "Raise `ConfigError` where steps I - s L would diverge."
+    lam = _spectrum(A)
+    limit,lower = _limit(lam),'(lower `lambda_` or `coupling`)'
+    if s < limit*_below: return
+    if not np.isrealobj(lam): raise ConfigError('lambda_', f'ηλ below {limit:.4g} on this directed graph {lower}', f'{s:.4g}')
+    top = float(lam[-1])
+    raise ConfigError('lambda_', f'ηλ·λ_max(L) below 2 on this graph {lower}', f'{s:.4g} x {top:.4g} = {s*top:.4g}')
 
 def mira_matrix(A:np.ndarray, # (K, K) client graph; also a directed one, such as a row-normalised
                 s:float,      # η·λ, dimensionless: learning rate x local steps x regularisation
                )->np.ndarray: # (K, K) I - s L; rows sum to 1
     "Mixing matrix of MIRA's Laplacian step; raises `ConfigError` where that step would diverge, warns where it stops being an average."
     pull = s*max_degree(A)
-    if pull > _below and s >= (limit := _limit(lam := _spectrum(A)))*_below:
-        if np.isrealobj(lam):
-            top = float(lam[-1])
-            raise ConfigError('lambda_', 'ηλ·λ_max(L) below 2 on this graph (lower `lambda_` or `coupling`)', f'{s:.4g} x {top:.4g} = {s*top:.4g}')
-        raise ConfigError('lambda_', f'ηλ below {limit:.4g} on this directed graph (lower `lambda_` or `coupling`)', f'{s:.4g}')
-    if pull > 1 + 1e-9: warnings.warn(f"ηλ·max degree is {pull:.3g}, above 1: some clients are pushed past their neighbours' mean", stacklevel=2)
+    if pull > _below: _check_step(A, s)
+    if pull > 1 + 1e-9:
+        past = f"ηλ·max degree is {pull:.3g}, above 1: some clients are pushed past their neighbours' mean"
+        warnings.warn(past, stacklevel=2)
     return np.eye(len(A)) - s*laplacian(A)
 
-# %% ../nbs/02_graphs.ipynb #e736a77b
+# %% ../nbs/02_graphs.ipynb #b7563734
 def normalise_graph(A:np.ndarray, # (K, K) client graph
                     how:str,      # 'none', 'max_degree', 'row' or 'symmetric'
                    )->np.ndarray: # (K, K) weights for `mira_matrix`; not symmetric for 'row'
@@ -286,7 +329,11 @@ def normalise_graph(A:np.ndarray, # (K, K) client graph
     _one_of('how', how, ('none','max_degree','row','symmetric'))
     A = np.asarray(A, dtype=np.float64)
     d = A.sum(1)
-    scale = {'none': np.ones_like(A), 'max_degree': np.full_like(A, max_degree(A)), 'row': np.tile(d[:,None], (1,len(A))), 'symmetric': np.outer(np.sqrt(d), np.sqrt(d))}[how]
+    scale = {
+        'none':       np.ones_like(A),
+        'max_degree': np.full_like(A, max_degree(A)),
+        'row':        np.tile(d[:,None], (1,len(A))),
+        'symmetric':  np.outer(np.sqrt(d), np.sqrt(d))}[how]
     return np.divide(A, scale, out=np.zeros_like(A), where=A > 0)
 
 # %% ../nbs/02_graphs.ipynb #a06f6e75
@@ -317,49 +364,56 @@ def effective_pull(M:np.ndarray, # (K, K) mixing matrix
     "1 - diag(M); for MIRA, ηλ·degree of each client."
     return 1 - np.diag(M)
 
-# %% ../nbs/02_graphs.ipynb #090cc6e4
+# %% ../nbs/02_graphs.ipynb #01e38264
 def graph_facts(A:np.ndarray,      # (K, K) weights >= 0, symmetric or not
                 s:float|None=None, # η·λ, where its effect on this graph is wanted too
-               )->dict: # clients, edges, components, spectral_gap, lambda_max, max_degree, mean_degree; with `s`: pull_mean, pull_max, stable
-    "What there is to know of a client graph, as JSON values; of a directed one, edges and components without their direction, and eigenvalues by real part and by size."
+               )->dict: # JSON values: of the graph, and with `s` also pull_mean, pull_max, stable
+    "Facts of a client graph; of a directed one, edges and components without their direction, and eigenvalues by real part and by size."
     import networkx as nx
     A = np.asarray(A, dtype=np.float64)
     g,lam,d = nx.from_numpy_array((A > 0) | (A.T > 0)),_spectrum(A),A.sum(1)
     parts = nx.number_connected_components(g)
-    facts = dict(clients=len(A), edges=g.number_of_edges(), components=parts, spectral_gap=float(lam[1].real) if parts == 1 and len(A) > 1 else 0.,
-                 lambda_max=float(np.abs(lam).max(initial=0)), max_degree=max_degree(A), mean_degree=float(d.mean()) if len(A) else 0.)
+    facts = dict(clients=len(A), edges=g.number_of_edges(), components=parts,
+                 spectral_gap=float(lam[1].real) if parts == 1 and len(A) > 1 else 0.,
+                 lambda_max=float(np.abs(lam).max(initial=0)),
+                 max_degree=max_degree(A), mean_degree=float(d.mean()) if len(A) else 0.)
     if s is None: return facts
-    return {**facts, 'pull_mean': float(s*facts['mean_degree']), 'pull_max': float(s*facts['max_degree']), 'stable': bool(s < _limit(lam)*_below)}
+    pull = dict(pull_mean=float(s*facts['mean_degree']), pull_max=float(s*facts['max_degree']))
+    return {**facts, **pull, 'stable': bool(s < _limit(lam)*_below)}
 
-# %% ../nbs/02_graphs.ipynb #b2e2635d
+# %% ../nbs/02_graphs.ipynb #e08399bc
 def _factors(state, k):
     "name -> (A (r, in), B (out, r)) of each layer, in float64."
     ends = ('lora_A.weight','lora_B.weight')
     names = sorted({n[:-len(e)] for n in state for e in ends if n.endswith(e)})
-    if not names: raise ConfigError(f'states[{k}]', 'names that end in lora_A.weight and lora_B.weight', list(state)[:3])
+    expect(names, f'states[{k}]', 'names that end in lora_A.weight and lora_B.weight', list(state)[:3])
     for n in names:
-        for e in ends:
-            if n+e not in state: raise ConfigError(f'states[{k}]', f'a tensor {n+e}', 'nothing of that name')
+        for e in ends: expect(n+e in state, f'states[{k}]', f'a tensor {n+e}', 'nothing of that name')
     return {n: [state[n+e].detach().flatten(1).double().cpu().numpy() for e in ends] for n in names}
 
 def _same(what, shapes):
     "Refuse states of which one isn't laid out as the first."
     for k,s in enumerate(shapes):
-        if s != shapes[0]: raise ConfigError(f'states[{k}]', f'the same {what} as in states[0]', next((f'{n}: {s.get(n)}' for n in {**shapes[0], **s} if s.get(n) != shapes[0].get(n))))
+        other = [f'{n}: {s.get(n)}' for n in {**shapes[0], **s} if s.get(n) != shapes[0].get(n)]
+        if other: raise ConfigError(f'states[{k}]', f'the same {what} as in states[0]', other[0])
 
-# %% ../nbs/02_graphs.ipynb #2ceaf583
-def lora_similarity(states, # K dicts name -> tensor, in each layer `...lora_A.weight` (r, in) and `...lora_B.weight` (out, r); ranks may differ
+# %% ../nbs/02_graphs.ipynb #4356c58d
+def _add_products(G, factors):
+    "Add the inner products of one layer to the upper half of G; `factors` are K pairs (A, B)."
+    a,b = np.concatenate([a for a,_ in factors]),np.concatenate([b.T for _,b in factors])   # (Σr, in), (Σr, out)
+    at = np.cumsum([0] + [len(a) for a,_ in factors])   # where each client's begin
+    for k in range(len(factors)):
+        mine,later = slice(at[k], at[k+1]),slice(at[k], None)
+        sums = ((b[mine]@b[later].T)*(a[mine]@a[later].T)).sum(0)
+        G[k,k:] += np.add.reduceat(sums, at[k:-1] - at[k])
+
+def lora_similarity(states, # K dicts name -> tensor, in each layer `...lora_A.weight` (r, in), `...lora_B.weight` (out, r)
                    )->np.ndarray: # (K, K) cosines in [-1, 1]; 1 on the diagonal, 0 beside it for an adapter of zeros
-    "Cosine similarity of the clients' ΔW = B A over all layers, computed from the factors."
+    "Cosine similarity of the clients' ΔW = B A over all layers, computed from the factors; ranks may differ."
     pairs = [_factors(s, k) for k,s in enumerate(states)]
     _same('layers and sizes', [{n: (a.shape[1],len(b)) for n,(a,b) in p.items()} for p in pairs])
     G = np.zeros((len(pairs),len(pairs)))
-    for n in pairs[0] if pairs else ():
-        a,b = np.concatenate([p[n][0] for p in pairs]),np.concatenate([p[n][1].T for p in pairs])   # (Σr, in), (Σr, out)
-        at = np.cumsum([0] + [len(p[n][0]) for p in pairs])
-        for k in range(len(pairs)):
-            mine = slice(at[k], at[k+1])
-            G[k,k:] += np.add.reduceat(((b[mine]@b[at[k]:].T)*(a[mine]@a[at[k]:].T)).sum(0), at[k:-1] - at[k])
+    for n in pairs[0] if pairs else (): _add_products(G, [p[n] for p in pairs])
     return cosines(np.triu(G) + np.triu(G, 1).T)
 
 # %% ../nbs/02_graphs.ipynb #5bdfdc33
@@ -385,10 +439,10 @@ def state_similarity(states, # K dicts name -> tensor, with the same names and s
     "Cosine similarity of the clients' states, each flattened to one vector."
     return cosines(inner_products(states))
 
-# %% ../nbs/02_graphs.ipynb #996fa843
+# %% ../nbs/02_graphs.ipynb #920834d7
 def _check_labels(labels, K):
-    "Raises `ConfigError` unless there are as many as clients, or none."
-    if labels is not None and len(labels) != K: raise ConfigError('labels', f'{K}, one a client', f'{len(labels)}')
+    "Raise `ConfigError` unless there are as many as clients, or none."
+    if labels is not None: expect(len(labels) == K, 'labels', f'{K}, one a client', f'{len(labels)}')
 
 def plot_graph(A:np.ndarray,  # (K, K) client graph
                labels=None,   # K labels, such as task names; their clients' numbers are put before them
@@ -409,13 +463,14 @@ def plot_graph(A:np.ndarray,  # (K, K) client graph
     ax.set(xlabel='client', title=title)
     return ax
 
-# %% ../nbs/02_graphs.ipynb #e7effd66
+# %% ../nbs/02_graphs.ipynb #1f0802dc
 def _place(W):
     "(K, 2) positions: each connected component by springs, on a disc whose area goes by its clients; the discs in rows, largest first."
     import networkx as nx
     G,xy = nx.from_numpy_array(W),np.zeros((len(W),2))
     parts = sorted((sorted(c) for c in nx.connected_components(G)), key=lambda c: (-len(c), c))
-    width,x,y,high = 1.1*sum((2*len(c)**.5 + 1)**2 for c in parts)**.5,0.,0.,0.
+    width = 1.1*sum((2*len(c)**.5 + 1)**2 for c in parts)**.5
+    x,y,high = 0.,0.,0.   # where the next disc begins, and how high its row is
     for c in parts:
         r = .9*(len(c)-1)**.5
         if x and x + 2*r > width: x,y,high = 0.,y - high - 1.4,0.
@@ -426,7 +481,26 @@ def _place(W):
         x,high = x + size[0] + 1.4,max(high, size[1])
     return xy
 
-# %% ../nbs/02_graphs.ipynb #c0f8eaa6
+# %% ../nbs/02_graphs.ipynb #d3b08b89
+def _draw_edges(ax, W, xy):
+    "Lines, wider and darker the larger the weight; thinner where there are many."
+    from matplotlib.collections import LineCollection
+    i,j = np.nonzero(np.triu(W))
+    order = np.argsort(W[i,j], kind='stable')
+    i,j = i[order],j[order]
+    w,thin = W[i,j],min(1, (2*len(W)/max(len(i), 1))**.5)
+    colours = [(.3,.35,.45,o) for o in (.15 + .75*w)*thin]
+    ax.add_collection(LineCollection(np.stack([xy[i],xy[j]], 1), linewidths=.3 + 2.7*w*thin, colors=colours, zorder=1))
+
+def _draw_clients(ax, clients, xy, size, colour, kind, numbers):
+    "Dots of the clients of a kind, with their numbers."
+    name = None if kind is None else picture_text(kind)
+    ax.scatter(*xy[clients].T, s=size, color=[colour], edgecolors='white', linewidths=.8, zorder=2, clip_on=False, label=name)
+    if not numbers: return
+    on = 'black' if colour[:3]@[.3,.59,.11] > .6 else 'white'   # by the colour's brightness
+    for k in clients: ax.text(*xy[k], str(k), ha='center', va='center', fontsize=float(np.clip(.48*size**.5, 5, 8)), color=on, zorder=3)
+
+# %% ../nbs/02_graphs.ipynb #892a1549
 def plot_network(A:np.ndarray, # (K, K) client graph
                  labels=None,  # K labels, such as task names: a colour each
                  ax=None,      # matplotlib axes; new ones when not given
@@ -434,26 +508,22 @@ def plot_network(A:np.ndarray, # (K, K) client graph
                 ):             # the axes
     "The clients as a network, coloured by label; lines are wider and darker the larger the weight."
     import matplotlib.pyplot as plt
-    from matplotlib.collections import LineCollection
     A,K = np.asarray(A, dtype=np.float64),len(A)
     _check_labels(labels, K)
     W = np.maximum(A, A.T)/(A.max(initial=0) or 1)
     xy = _place(W)
     ax = ax or plt.subplots(figsize=(5.5,4.5), layout='constrained')[1]
-    i,j = np.nonzero(np.triu(W))
-    order = np.argsort(W[i,j], kind='stable')   # the heaviest on top
-    i,j = i[order],j[order]
-    w,thin = W[i,j],min(1, (2*K/max(len(i), 1))**.5)
-    ax.add_collection(LineCollection(np.stack([xy[i],xy[j]], 1), linewidths=.3 + 2.7*w*thin, colors=[(.3,.35,.45,o) for o in (.15 + .75*w)*thin], zorder=1))
+    _draw_edges(ax, W, xy)
     kinds = list(dict.fromkeys(labels)) if labels is not None else [None]
-    colours = plt.get_cmap('tab10')(range(len(kinds))) if len(kinds) <= 10 else plt.get_cmap('turbo')(np.linspace(.05, .95, len(kinds)))
+    few = len(kinds) <= 10
+    colours = plt.get_cmap('tab10')(range(len(kinds))) if few else plt.get_cmap('turbo')(np.linspace(.05, .95, len(kinds)))
     size = float(np.clip(6000/max(K, 1), 90, 320))
     for kind,colour in zip(kinds, colours):
-        c = [k for k in range(K) if labels is None or labels[k] == kind]
-        ax.scatter(*xy[c].T, s=size, color=[colour], edgecolors='white', linewidths=.8, zorder=2, clip_on=False, label=None if kind is None else picture_text(kind))
-        for k in c if K <= 60 else (): ax.text(*xy[k], str(k), ha='center', va='center', fontsize=float(np.clip(.48*size**.5, 5, 8)), color='black' if colour[:3]@[.3,.59,.11] > .6 else 'white', zorder=3)
+        clients = [k for k in range(K) if labels is None or labels[k] == kind]
+        _draw_clients(ax, clients, xy, size, colour, kind, K <= 60)
     if labels is not None:
-        ax.legend(loc='center left', bbox_to_anchor=(1.02,.5), frameon=False, fontsize=8, ncols=1 + (len(kinds)-1)//16, markerscale=6/size**.5, handletextpad=.2)
+        ax.legend(loc='center left', bbox_to_anchor=(1.02,.5), frameon=False, fontsize=8,
+                  ncols=1 + (len(kinds)-1)//16, markerscale=6/size**.5, handletextpad=.2)
     ax.set(title=title, aspect='equal')
     ax.margins(.08)
     ax.axis('off')

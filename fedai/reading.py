@@ -35,7 +35,7 @@ def class_of(store, # an `AdapterStore` with a run
     expect(name in known, 'imports', f'the file with the class of the run, {name}', list(imports))
     return known[name]
 
-# %% ../nbs/12_reading.ipynb #b46425ae
+# %% ../nbs/12_reading.ipynb #3604c800
 def check_run(run):
     "Raise `ConfigError` for a folder without a run whose server has every client's adapter."
     root = Path(run)
@@ -43,12 +43,12 @@ def check_run(run):
     expect(whole, 'run', 'the folder of a run (with a state.json and a config.yaml)', str(run))
     lora = (root/'0'/'adapter_config.json').is_file()
     expect(lora, 'run', 'a run of a language model, with a LoRA (0/adapter_config.json)', str(run))
-    wanted = ("one whose server has the clients' adapters (with `secure_aggregation` it has sums alone, and each site keeps its own adapter, "
-              "a PEFT folder, with `fedai flower client --keep`)")
+    wanted = ("one whose server has the clients' adapters (with `secure_aggregation` it has sums alone, and each site keeps its own "
+              "adapter, a PEFT folder, with `fedai flower client --keep`)")
     expect(not load_config(root/'config.yaml').secure_aggregation, 'run', wanted, str(run))
     expect(AdapterStore(root).round, 'run', 'one that has finished a round', str(run))
 
-# %% ../nbs/12_reading.ipynb #c72f25c9
+# %% ../nbs/12_reading.ipynb #b250956a
 def open_run(run:str|Path, # a run's folder
              whole=True,   # load the model too, or only read the adapters where that is enough?
              device=None,  # where the model goes; None: where the run had it, or where this machine can
@@ -84,8 +84,8 @@ def _check_model(server):
     same = server.live.layout.header == server.store.layout.header
     expect(same, 'model', f'the one of the run in {root}, whose adapters have other tensors', server.cfg.model)
     if server.live.frozen_checksum() == server.store.identity['base_model']: return
-    warnings.warn(f"the base model isn't bit for bit the one that the run in {root} had: it was loaded for another device or in another dtype, "
-                  "or the run was given a model of its own")
+    warnings.warn(f"the base model isn't bit for bit the one that the run in {root} had: it was loaded for another device or in another "
+                  "dtype, or the run was given a model of its own")
 
 # %% ../nbs/12_reading.ipynb #8e874914
 @lru_cache(4)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RoundFailed', 'BaseServer', 'round_record', 'Server_mira']
 
-# %% ../nbs/10_servers.ipynb #25e52053
+# %% ../nbs/10_servers.ipynb #4c51ffc5
 import numpy as np, torch
 from fastcore.basics import patch
 from .clients import Client_mira
@@ -13,8 +13,8 @@ from .config import RunError, expect
 from .engines import Failure
 from .evaluate.tracking import History
 from .federation import Federation
-from .graphs import (average_matrix, client_graph, effective_pull, graph_facts, lora_similarity, max_degree, mira_matrix, normalise_graph,
-                          similarity_graph, state_similarity, subgraph)
+from .graphs import (average_matrix, client_graph, effective_pull, graph_facts, lora_similarity, max_degree, mira_matrix,
+                          normalise_graph, similarity_graph, state_similarity, subgraph)
 from .hooks import ends_in_one, round_matrix, stepped_together
 from .store.mixer import Mixer
 from .train.generation import mean_states
@@ -38,7 +38,7 @@ def send(self:BaseServer,
     self.live.load(self.row_of(client))
     return self.model
 
-# %% ../nbs/10_servers.ipynb #659bc0b6
+# %% ../nbs/10_servers.ipynb #1af118e6
 @patch
 def save_trained(self:BaseServer,
                  client_id:int,  # of its row
@@ -53,7 +53,8 @@ def save_trained(self:BaseServer,
 @patch
 def _check_round(self:BaseServer, comm_round):
     if comm_round == self.store.round: return
-    raise RunError(f"round {comm_round}: expected {self.store.round}, the one after the last that was committed (`server.commit` ends a round)")
+    now = self.store.round
+    raise RunError(f"round {comm_round}: expected {now}, the one after the last that was committed (`server.commit` ends a round)")
 
 # %% ../nbs/10_servers.ipynb #48169fe0
 @patch
@@ -98,7 +99,7 @@ def keep_clusters(self:BaseServer,
         first = min(i for i in ids if self.found[i] == c)
         self.store.keep(comm_round+1, f'cluster_{c}', self.store.layout.views(self.store.load_row(first, comm_round+1)))
 
-# %% ../nbs/10_servers.ipynb #c5bb123b
+# %% ../nbs/10_servers.ipynb #dd3064f0
 @patch
 def update(self:BaseServer,
            client_state_dict:dict, # name -> tensor
@@ -107,7 +108,12 @@ def update(self:BaseServer,
           ):
     "Save an aggregated state: what the client goes on from, in folder `comm_round + 1`, once the round is committed."
     self._check_round(comm_round)
-    Mixer(self.store, self.cfg).put(client_id, comm_round+1, client_state_dict)
+    state,kept = dict(client_state_dict),self.personal_tensors(comm_round) - client_state_dict.keys()
+    if kept:
+        trained, = self.states.trained([client_id], comm_round+1)
+        state.update({n: trained[n] for n in kept})
+    Mixer(self.store, self.cfg).put(client_id, comm_round+1, state)
+    self.matrix = None   # which says no more what went into the state
 
 # %% ../nbs/10_servers.ipynb #9cd357c7
 def round_record(comm_round:int, # t, from 0
@@ -162,7 +168,7 @@ def _held_out(self:BaseServer, t, ids):
     self.live.load(self.store.mean_row(ids, w, t+1))
     return dict(holdout_loss=self.task.mean_losses(self.live, {0: self.holdout})[0])
 
-# %% ../nbs/10_servers.ipynb #8c5a6b80
+# %% ../nbs/10_servers.ipynb #46418787
 @patch
 def commit(self:BaseServer,
            comm_round:int, # t, from 0
@@ -171,22 +177,32 @@ def commit(self:BaseServer,
            failed=None,    # client -> why it isn't in the round, where some aren't
           )->dict:         # the round's record
     "Make a round real, in one step."
-    self._check_round(comm_round)
     rows,M = self.row_ids(ids),self.matrix
+    self._check_round(comm_round)
+    self._check_aggregated(comm_round, rows)
     if metrics is None: metrics = self.store.trained(comm_round+1)
     record = {**self.record(comm_round, ids, metrics, M), **({'failed': failed} if failed else {})}
     one = self._one_model_left(rows, comm_round)
     self.run.save_graph(self.alk_connection, comm_round+1)
     self.store.commit(comm_round+1, rows, record, min(ids) if one else None)
-    self.matrix,self.found = None,{}
+    self.matrix,self.mixed_on,self.found = None,None,{}
     self.remember([record])
     return record
 
 @patch
+def _check_aggregated(self:BaseServer, comm_round, rows):
+    new = self.store.checksums.get(comm_round+1, {})
+    without = [self.called(i) for i in rows if i not in new]
+    if not without: return
+    told = f"expected an aggregated state of each of its clients, none of {without[0]} (`server.aggregate` makes them)"
+    raise RunError(f"round {comm_round}: {told}")
+
+@patch
 def _one_model_left(self:BaseServer, rows, comm_round):
-    "True where the round leaves one model for all; without a matrix, where all rows are equal."
+    "True where the round leaves one model for all; without a matrix, where the clients' states are equal in what isn't personal."
     if self.matrix is not None: return ends_in_one(self, rows, self.matrix)
-    return self.one_model and len(Mixer(self.store, self.cfg).equal_rows(rows, comm_round+1)) == 1
+    clients = [i for i in rows if i < self.num_clients]
+    return self.one_model and Mixer(self.store, self.cfg).in_one(clients, comm_round+1, self.personal_tensors(comm_round))
 
 # %% ../nbs/10_servers.ipynb #dc1b427c
 @patch
@@ -286,7 +302,7 @@ class Server_mira(BaseServer, name='mira', paper='Elbakary et al., 2025, arXiv:2
         self.alk_connection   # made now, where it wasn't yet, so that a wrong setting of it is found
         if not self.learns_graph: self._check_steps()
 
-# %% ../nbs/10_servers.ipynb #6dbbdffc
+# %% ../nbs/10_servers.ipynb #2c5164f8
 @patch
 def _check_steps(self:Server_mira):
     "Make the matrix of every round once, so that one that diverges is found."
@@ -295,6 +311,7 @@ def _check_steps(self:Server_mira):
         key = (tuple(ids), self.step_size(t))
         if key not in seen: self.mixing_matrix(ids, t)
         seen.add(key)
+    self.mixed_on = None   # nothing was mixed
 
 # %% ../nbs/10_servers.ipynb #41f611f2
 @patch
@@ -317,10 +334,12 @@ def round_graph(self:Server_mira,
         self._A[np.ix_(ids, ids)] = self.learned_graph(ids, comm_round)
     return subgraph(normalise_graph(self.alk_connection, self.cfg.normalise), ids, self.cfg.renormalize)
 
-# %% ../nbs/10_servers.ipynb #511549da
+# %% ../nbs/10_servers.ipynb #f07a7324
 @patch
 def learned_so_far(self:Server_mira)->np.ndarray: # (K, K)
-    "Return a learned graph as the last committed round had it; before the first, that of the data where they are what is measured, and otherwise nothing."
+    """Return a learned graph as the last committed round had it.
+
+    Before the first round it is that of the data, where they are what is measured, and otherwise nothing."""
     saved = self.run.graph()
     if saved is not None: return saved
     return np.zeros((self.num_clients,)*2) if self.learns_graph else self.data_graph()
@@ -330,7 +349,9 @@ def learned_graph(self:Server_mira,
                   ids,            # the clients of the round, whose states as trained are in the store
                   comm_round:int, # t, from 0
                  )->np.ndarray:   # (n, n)
-    "Return a graph from how alike clients' LoRAs are (their products B A, which don't depend on how they are factored; of other models the states), or what they learned in this round."
+    """Return a graph from how alike clients are, or what they learned in this round.
+
+    Of LoRAs the products B A are compared, which don't depend on how they are factored; of other models the states."""
     args = {k: v for k,v in self.cfg.graph_args.items() if k != 'every'}
     if args.pop('measure', 'states') == 'updates': return similarity_graph(state_similarity(self.updates(ids, comm_round)), **args)
     loras = self.task_is_text and all('lora_' in n for n in self.live.tensors)

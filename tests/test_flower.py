@@ -190,7 +190,7 @@ def test_a_site_has_its_own_adapter(make_cfg, tmp_path):
         s.test(baselines=True)   # the base model and the mean are tested there as well, and are nobody's own
         for k in range(2):
             f = tmp_path/f's{k}'
-            server_has = s.store.path(*s.store._where(k))/'adapter_model.safetensors'
+            server_has = s.store.path(*s.store.where(k))/'adapter_model.safetensors'
             assert (f/'adapter_model.safetensors').read_bytes() == server_has.read_bytes()
             kept = ['kept_base.safetensors'] if name == 'flora' else []
             assert sorted(o.name for o in f.iterdir()) == ['adapter_config.json','adapter_model.safetensors',*kept]

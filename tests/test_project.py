@@ -1,5 +1,5 @@
 "What holds of the project's files."
-import ast, configparser, inspect, json, re, subprocess, sys
+import configparser, inspect, re, subprocess, sys
 import pytest
 from importlib import import_module
 from pathlib import Path
@@ -23,9 +23,44 @@ def test_numbers_order_a_folder():
 def test_a_notebook_is_called_as_its_module():
     for name,p in MODULES.items(): assert name.split('.') == [*p.parent.relative_to(rooms.NBS).parts, p.stem.split('_', 1)[1]]
 
+# ---- the map in CONTRIBUTING.md
+
+def rows_of(first):
+    "Rows of the table in CONTRIBUTING.md whose first heading is this, a list of cells each."
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    lines = text.split(f'| {first} |')[1].split('\n\n')[0].splitlines()[2:]
+    return [[o.strip() for o in line.strip('|').split(' | ')] for line in lines]
+
+def first_names(first): return [row[0].strip('`').split('(')[0] for row in rows_of(first)]
+
+def test_the_map_has_every_room_and_its_tests():
+    assert first_names('room') == list(rooms.ROOMS)
+    tests = {p.stem for p in (ROOT/'tests').glob('test_*.py')}
+    named = [re.findall(r'`(test_\w+)`', row[2]) for row in rows_of('room')]
+    assert all(named) and {o for some in named for o in some} <= tests
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    assert not {o for o in tests if f'`{o}`' not in text}
+
+def test_the_map_has_every_hook():
+    import fedai.algorithms
+    from fedai.hooks import Algorithm, algorithm_classes, hooks
+    assert fedai.algorithms   # its classes are known from then on
+    assert first_names('what a class may override') == list(hooks)
+    line = inspect.signature(Algorithm.__init_subclass__).parameters
+    assert sorted(first_names('on the class line')) == sorted(k for k,p in line.items() if p.kind != p.VAR_KEYWORD)
+    assert {row[3].strip('`') for k in ('what a class may override','on the class line') for row in rows_of(k)} <= set(algorithm_classes)
+
+def test_places_named_in_the_map_are_there():
+    "`Class.method` and `function` (`module`) in the ten lines of a round."
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').split('### A round')[1].split('### The rooms')[0]
+    import fedai
+    for cls,name in re.findall(r'`([A-Z]\w+)\.(\w+)`', text): assert callable(getattr(getattr(fedai, cls), name)), f'{cls}.{name}'
+    for name,module in re.findall(r'`([\w.]+)` \(`([a-z_.]+)`\)', text):
+        assert hasattr(import_module(f'fedai.{module}'), name.split('.')[0]), name
+
 NAMES = """
 AdapterStore AnswerLoss BaseClient BaseServer BatchedEngine Bleu BudgetSpent Callback Chat Chrf ClientData Client_ditto Client_mira
-Client_prox Comparison ConfigError Curves DataError Double Draws Encoded ExactMatch ExampleTable Examples FedConfig FlowerEngine History
+Client_prox Comparison ConfigError Curves DataError Draws Encoded ExactMatch ExampleTable Examples FedConfig FlowerEngine History
 Layout LazyList LiveState LoraStack Member ModuleStack ModuleTask NonFiniteLoss Prefix Privacy Progress Prompter RayEngine Recipe Rouge
 RoundFailed RunError SafeStop SequentialEngine Server_cfl Server_ditto Server_fedavg Server_fedavg_ft Server_fedex Server_fedprox
 Server_fedsa Server_fedu Server_ffa Server_flora Server_hetlora Server_ifca Server_local Server_mira Server_rolora Source Stopped
@@ -98,7 +133,10 @@ def test_versions_are_pinned_for_every_requirement():
     for r in wanted.split(): assert norm(re.split(r'[<>=!~]', r)[0]) in pins, r
 
 def test_everything_exported_comes_from_fedai_lazily():
-    out = subprocess.run([sys.executable, '-c', 'import sys, fedai; fedai.FedConfig; print("torch" in sys.modules); fedai.Server_mira; fedai.text_scores; print("torch" in sys.modules); print("evaluate" in sys.modules or "transformers" in sys.modules); print("Client_mira" in dir(fedai))'], capture_output=True, text=True, cwd=ROOT)
+    program = '; '.join(['import sys, fedai', 'fedai.FedConfig', 'print("torch" in sys.modules)',
+                         'fedai.Server_mira', 'fedai.text_scores', 'print("torch" in sys.modules)',
+                         'print("evaluate" in sys.modules or "transformers" in sys.modules)', 'print("Client_mira" in dir(fedai))'])
+    out = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT)
     assert out.stdout.split() == ['False','True','False','True'], out
     import fedai
     with pytest.raises(AttributeError, match="no attribute 'nothing'"): fedai.nothing

@@ -10,7 +10,7 @@ from fedai.hooks import algorithm_classes
 from fedai.config import ConfigError
 from fedai.engines import Failure, Reply, SequentialEngine, engines, get_engine
 from fedai.models import get_base_model
-from fedai.remote.replica import Recipe, as_row, for_all, for_group
+from fedai.remote.replica import Recipe, as_row, for_all, for_group, train_there
 from fedai.servers import RoundFailed, Server_mira
 from fedai.evaluate.tracking import Progress
 

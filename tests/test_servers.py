@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from conftest import TASKS, client_data, sums
 from fedai.algorithms import get_server
 from fedai.clients import BaseClient, Client_mira
-from fedai.config import ConfigError
+from fedai.config import ConfigError, RunError
 from fedai.data.clients import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import BaseServer, Server_mira
@@ -142,6 +142,131 @@ def test_resume_is_as_if_it_had_never_stopped(make_cfg):
     run(b)
     x,y = run_files(a.output_dir),run_files(b.output_dir)
     assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+
+def a_round_by_hand(s, t, ids):
+    for client in s.get_selected_client(ids):
+        s.send(client)
+        metrics = client.train(t)
+        s.save_trained(client.idx, t, metrics)
+    s.aggregate(ids, t)
+
+@pytest.mark.parametrize('name', ['mira','fedavg','local'])
+def test_a_loop_by_hand_is_fit(make_cfg, name):
+    "With public names only, to the bit; not to commit, or not to aggregate, is an error that harms nothing."
+    kw = dict(name=name, m=.5, rounds=3, eval_every=2, engine='sequential')
+    a,b = make_cfg(**kw),make_cfg(**kw)
+    whole,s = get_server(a, client_data(4), callbacks=[]),get_server(b, client_data(4), callbacks=[])
+    history = whole.fit()
+    assert [len(ids) for ids in s.client_selection()] == [2,2,2] and len(set(sum(s.client_selection(), []))) > 2
+    for t,ids in enumerate(s.client_selection()):
+        if t == 1: kept = s.store.load_row(0).clone()
+        a_round_by_hand(s, t, ids)
+        if t == 1:
+            client = s.client_list[0]
+            for go_on in (lambda: s.save_trained(0, 2, client.train(2)), lambda: s.aggregate(ids, 2), lambda: s.update(s.live.state(), 2, 0),
+                          lambda: s.commit(2, ids)):
+                with pytest.raises(RunError, match='round 2: expected 1, the one after the last that was committed'): go_on()
+            assert s.store.round == 1 and len(s.history) == 1 and torch.equal(s.store.load_row(0), kept)
+        s.commit(t, ids)
+    assert s.history == history and s.latest_model_iter == whole.latest_model_iter
+    x,y = run_files(a.output_dir),run_files(b.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+    assert any('local_output' in k for k in x)
+
+@pytest.mark.parametrize('name', ['mira','fedavg'])
+def test_a_round_without_aggregated_states_is_not_committed(make_cfg, name):
+    "It would leave a state.json that names states that aren't there."
+    cfg = make_cfg(name=name, rounds=1, engine='sequential')
+    s = get_server(cfg, client_data(4), callbacks=[])
+    for client in s.get_selected_client([0,1]):
+        s.send(client)
+        s.save_trained(client.idx, 0, client.train(0))
+    with pytest.raises(RunError, match='round 0: expected an aggregated state of each of its clients, none of client 0'): s.commit(0, [0,1])
+    s.update(s.live.state(), 0, 0)
+    with pytest.raises(RunError, match='none of client 1'): s.commit(0, [0,1])
+    assert get_server(cfg, client_data(4), callbacks=[]).store.round == 0
+    s.aggregate([0,1], 0)
+    s.commit(0, [0,1])
+    assert s.store.check() == [] and get_server(cfg, client_data(4), callbacks=[]).store.round == 1
+
+def mean_of(states): return {n: sum(s[n] for s in states)/len(states) for n in states[0]}
+
+class Looped(BaseServer):
+    "Every selected client gets the plain mean of those selected."
+    def aggregate(self, ids, comm_round):
+        new = mean_of(self.trained_states(ids, comm_round))
+        for i in ids: self.update(new, comm_round, i)
+
+class LoopedApart(Looped): one_model = False
+
+@pytest.mark.parametrize('cls', [Looped,LoopedApart])
+@pytest.mark.parametrize('norm', [False,True], ids=['lora','batchnorm'])
+def test_an_aggregate_by_a_loop(make_cfg, cls, norm):
+    """Clients that aren't selected go on from the shared model where there is one, and otherwise from their own.
+
+    A run that was killed between mixing and commit ends as one that never stopped."""
+    kw = dict(m=.5, rounds=3, keep_trained=True, keep_rounds=5, seed=1)
+    def made(cfg, callbacks=()):
+        if not norm: return cls(cfg, client_data(4), callbacks=[*callbacks])
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+        data = [{k: [(torch.randn(3), i % 2) for i in range(6)] for k in ('train','test')} for _ in range(4)]
+        return cls(cfg, data, net, callbacks=[*callbacks], criterion=torch.nn.CrossEntropyLoss())
+    sent,seen = {},[]
+    class Watch(Callback):
+        def before_round(self, server, t, ids): sent[t] = [server.row_of(c).clone() for c in server.client_list]
+        def after_round(self, server, record): seen.append(record)
+    s = made(make_cfg(**kw), [Watch()])
+    history = s.fit()
+    assert s.selection[0] != s.selection[1]   # some wait for their turn
+    assert [r['pull'] for r in history] == [dict(mean=None, max=None)]*3 and seen == list(history)
+    sent[3] = [s.row_of(c) for c in s.client_list]
+    views = s.store.layout.views
+    for t,ids in enumerate(s.selection):
+        trained = s.states.trained(ids, t+1)
+        want = mean_of([{n: x[n] for n in s.live.tensors} for x in trained])
+        for i in range(4):
+            before,after = views(sent[t][i]),views(sent[t+1][i])
+            learns = i in ids or cls.one_model
+            for n in s.live.tensors: assert torch.equal(after[n], want[n] if learns else before[n]), (t, i, n)
+            for n in s.live.buffers: assert torch.equal(after[n], trained[ids.index(i)][n] if i in ids else before[n]), (t, i, n)
+    assert len(s.test()) == 4
+    cfg = make_cfg(**kw)
+    class Stop(Callback):
+        def after_mix(self, server, t, M):
+            if t == 1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): made(cfg, [Stop()]).fit()
+    again = made(cfg)
+    assert again.store.round == 1 and again.fit() == history
+    again.test()
+    x,y = run_files(s.cfg.output_dir),run_files(cfg.output_dir)
+    assert {k: v for k,v in x.items() if k != 'config.yaml'} == {k: v for k,v in y.items() if k != 'config.yaml'}
+
+def test_states_that_a_loop_puts_over_mixed_ones(make_cfg):
+    "What `update` puts stays each client's, by hand as by `fit`, though the matrix would have left one model."
+    class Server_moved(BaseServer):
+        def aggregate(self, ids, comm_round):
+            super().aggregate(ids, comm_round)
+            for i in ids:
+                mixed = self.store.layout.views(self.store.load_row(i, comm_round+1))
+                self.update({n: t + i for n,t in mixed.items()}, comm_round, i)
+    kw = dict(rounds=1, engine='sequential')
+    a,b = (Server_moved(make_cfg(**kw), client_data(4), callbacks=[]) for _ in range(2))
+    a.fit()
+    a_round_by_hand(b, 0, range(4))
+    b.commit(0, range(4))
+    assert a.history == b.history and a.history[0]['pull'] == dict(mean=None, max=None)
+    rows = [[s.store.load(i) for i in range(4)] for s in (a,b)]
+    for x,y in zip(*rows): assert all(torch.equal(x[n], y[n]) for n in x)
+    for i in range(4): assert all(torch.allclose(t, rows[0][0][n] + i, atol=1e-6) for n,t in rows[0][i].items())
+
+def test_a_looped_mira_says_nothing_of_a_graph_that_it_did_not_use(make_cfg):
+    class Server_alone(Server_mira):
+        def aggregate(self, ids, comm_round):
+            for i,state in zip(ids, self.trained_states(ids, comm_round)): self.update(state, comm_round, i)
+    plain = run(make_cfg(m=.5))
+    looped = run(make_cfg(m=.5), cls=Server_alone)
+    assert all('graph' in r for r in plain.history) and not any('graph' in r for r in looped.history)
 
 def test_clients_that_never_took_part_are_tested_with_the_common_start(make_cfg):
     cfg = make_cfg(num_clients=3, m=.3, rounds=1)

@@ -3,7 +3,7 @@
     python tools/docs.py            # the site in _docs, from Markdown in _proc/docs
     python tools/docs.py --out DIR  # in DIR/_docs, from DIR/_proc/docs
 """
-import argparse, base64, dataclasses, functools, inspect, json, logging, os, re, shutil, sys, types
+import argparse, base64, dataclasses, functools, inspect, json, logging, os, re, shutil, sys, textwrap, types
 from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path, PurePosixPath as Posix
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath as Posix
 from fastcore.docments import docments
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
+sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]   # the library of this checkout, whichever is installed
 import rooms
 
 def settings():
@@ -21,7 +21,10 @@ def settings():
 
 # ---- which file becomes which page
 
-def notebook_cells(p): return [(c['cell_type'], ''.join(c['source']).strip(), c.get('outputs', [])) for c in json.loads(p.read_text(encoding='utf-8'))['cells']]
+def notebook_cells(p):
+    "(kind, source, outputs) of a notebook's cells."
+    cells = json.loads(p.read_text(encoding='utf-8'))['cells']
+    return [(c['cell_type'], ''.join(c['source']).strip(), c.get('outputs', [])) for c in cells]
 
 def below(p): return p.relative_to(ROOT).as_posix()
 def path(module): return module.replace('.', '/')
@@ -42,6 +45,10 @@ def pages():
     res |= {f'benchmarks/{p.name}': f'benchmarks/{p.name}' for p in sorted((ROOT/'benchmarks').glob('*.md'))}
     return res | {f'{o}.md': f'{o.lower()}.md' for o in ('CONTRIBUTING', 'SECURITY', 'CHANGELOG')}
 
+def beside_page(to, page):
+    "From one page of the site to another, or to a picture."
+    return os.path.relpath(to, Posix(page).parent)
+
 def link(target, # a file, relative to the checkout
          page,   # the page that links to it
         )->str:
@@ -50,7 +57,7 @@ def link(target, # a file, relative to the checkout
     if target in pages(): to = pages()[target]
     elif target.startswith('nbs/images/'): to = target[4:]
     else: return settings()['git_url'] + f'/blob/{settings()["branch"]}/{target}'
-    return os.path.relpath(to, Posix(page).parent) + mark + anchor
+    return beside_page(to, page) + mark + anchor
 
 # ---- Markdown
 
@@ -80,7 +87,7 @@ def link_span(span, # `code` in prose
     file = next((o for o in (name, f'nbs/{name}', f'nbs/{name}.ipynb') if o in pages() and pages()[o] != page), None)
     if file: return f'[{span}]({link(file, page)})'
     to = symbols().get(name.split('(')[0].removeprefix('server.'))
-    return f'[{span}]({os.path.relpath(to, Posix(page).parent)})' if to and not to.startswith(page) else span
+    return f'[{span}]({beside_page(to, page)})' if to and not to.startswith(page) else span
 
 def markdown(text,   # as a notebook or a file of the checkout has it
              source, # that file, relative to the checkout
@@ -96,8 +103,10 @@ def markdown(text,   # as a notebook or a file of the checkout has it
         if not i%2:
             o = re.sub(r'(\]\()([^)\s]+)\)', relink, o)
             parts[i] = re.sub(r'<(?=[^a-zA-Z/!])', '&lt;', o)
-        elif not o.startswith('```') and not (parts[i-1].endswith('[') and parts[i+1].startswith('](')) and '\n#' not in '\n' + parts[i-1].rsplit('\n', 1)[-1]:
-            parts[i] = link_span(o, page)
+        elif not o.startswith('```'):
+            linked = parts[i-1].endswith('[') and parts[i+1].startswith('](')
+            heading = parts[i-1].rsplit('\n', 1)[-1].startswith('#')
+            if not linked and not heading: parts[i] = link_span(o, page)
     lines,fenced = [],False
     for o in ''.join(parts).split('\n'):
         item = re.match(r'\s*([-*]|\d+\.) ', o)
@@ -116,7 +125,7 @@ def output(o, name, page, images):
     text = lambda k: ''.join(data.get(k, []))
     if 'image/png' in data:
         images[f'images/{name}.png'] = base64.b64decode(text('image/png'))
-        return f'![What the cell above draws]({os.path.relpath(f"images/{name}.png", Posix(page).parent)})'
+        return f'![What the cell above draws]({beside_page(f"images/{name}.png", page)})'
     if 'text/markdown' in data: return text('text/markdown')
     said = ''.join(o.get('text', [])) or text('text/plain')
     return f'<div class="output" markdown>\n{fence(said.rstrip(), "text")}\n</div>' if said.strip() else ''
@@ -125,6 +134,7 @@ def notebook_page(source, page, images):
     "A notebook's Markdown, code and outputs; code that a module is made of says which."
     parts = []
     module = next((m for m,p in modules().items() if p == ROOT/source), None)
+    name,api = Posix(page).with_suffix('').as_posix().replace('/', '_'),module and beside_page(f'api/{path(module)}.md', page)
     for i,(kind,src,outs) in enumerate(notebook_cells(ROOT/source)):
         flags = re.findall(r'^#\|\s*(\w+)', src, re.M)
         if kind == 'markdown': parts.append(markdown(src, source, page))
@@ -132,8 +142,8 @@ def notebook_page(source, page, images):
             code = re.sub(r'^#\|.*\n?', '', src, flags=re.M).strip()
             exports = module and {'export','exporti'} & set(flags)
             if code: parts.append(fence(code, 'python', f'fedai.{module}' if exports else ''))
-            parts += [output(o, f'{Posix(page).with_suffix("").as_posix().replace("/", "_")}_{i}_{j}', page, images) for j,o in enumerate(outs)]
-        if i == 0 and module: parts.append(f'*In short: [the API of `fedai.{module}`]({os.path.relpath(f"api/{path(module)}.md", Posix(page).parent)}).*')
+            parts += [output(o, f'{name}_{i}_{j}', page, images) for j,o in enumerate(outs)]
+        if i == 0 and module: parts.append(f'*In short: [the API of `fedai.{module}`]({api}).*')
     return '\n\n'.join(o for o in parts if o) + '\n'
 
 # ---- API
@@ -157,17 +167,28 @@ def said_of(o, field):
     said = re.search(rf'^\s+{field}:[^#\n]*# (.*)$', inspect.getsource(o), re.M)
     return said and said[1]
 
+def fields_of(o):
+    "The fields of a namedtuple, as `params` gives parameters."
+    none,kinds,defaults = inspect.Parameter.empty,o.__annotations__,o._field_defaults
+    return {f: dict(docment=said_of(o, f), anno=kinds.get(f, none), default=defaults.get(f, none)) for f in o._fields}
+
+def made_defaults(o):
+    "Field -> its default, for a dataclass's fields whose default is made anew for each object."
+    if not dataclasses.is_dataclass(o): return {}
+    made = [f for f in dataclasses.fields(o) if f.default_factory is not dataclasses.MISSING]
+    return {f.name: dict(default=f.default_factory()) for f in made}
+
 def params(o, above=()):
-    "Parameter -> what docments know of it, or of the first of those that it overrides that says something, without `self`; its fields for a namedtuple."
-    none = inspect.Parameter.empty
-    if hasattr(o, '_fields'): return {f: dict(docment=said_of(o, f), anno=o.__annotations__.get(f, none), default=o._field_defaults.get(f, none)) for f in o._fields}
+    "Parameter, without `self` -> what docments know of it, or of the first of those `above` that says something; a namedtuple's fields."
+    if hasattr(o, '_fields'): return fields_of(o)
     if isinstance(o, type) and issubclass(o, Exception) and '__init__' not in vars(o): return {}
     if isinstance(o, type) and o.__init__ is object.__init__: return {}
-    made = {f.name: dict(default=f.default_factory()) for f in dataclasses.fields(o) if f.default_factory is not dataclasses.MISSING} if dataclasses.is_dataclass(o) else {}
+    made = made_defaults(o)
     star = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
     known = [docments(b, args_kwargs=True) for b in above]
     said = lambda k: next((d[k] for d in known if d.get(k)), None)
-    return {star.get(d.get('kind'), '') + k: {**d, **made.get(k, {}), 'docment': d['docment'] or said(k)} for k,d in docments(o, full=True, args_kwargs=True).items() if k not in ('self','cls')}
+    found = {k: d for k,d in docments(o, full=True, args_kwargs=True).items() if k not in ('self','cls')}
+    return {star.get(d.get('kind'), '') + k: {**d, **made.get(k, {}), 'docment': d['docment'] or said(k)} for k,d in found.items()}
 
 def signature(name, ps):
     "`name(a, b=1)`, broken between parameters where it is long; types stand in the table."
@@ -187,15 +208,28 @@ def table(ps, page):
     def row(k, d):
         default = d['default'] if k != 'return' else inspect.Parameter.empty
         default = '' if default is inspect.Parameter.empty else value(default)
-        return f'| {"*returns*" if k == "return" else code_cell(k)} | {code_cell(type_name(d["anno"]))} | {code_cell(default)} | {cell(markdown(d["docment"] or "", "README.md", page))} |'
+        name = '*returns*' if k == 'return' else code_cell(k)
+        said = cell(markdown(d['docment'] or '', 'README.md', page))
+        return f'| {name} | {code_cell(type_name(d["anno"]))} | {code_cell(default)} | {said} |'
     rows = [row(k, d) for k,d in ps.items() if k != 'return' or d['docment']]
-    return '\n'.join(['<div class="parameters" markdown>\n', '| parameter | type | default | meaning |', '|---|---|---|---|', *rows, '\n</div>']) if rows else ''
+    if not rows: return ''
+    head = ['| parameter | type | default | meaning |', '|---|---|---|---|']
+    return '\n'.join(['<div class="parameters" markdown>\n', *head, *rows, '\n</div>'])
+
+def function_of(v):
+    "The function behind a method, property, or class or static method, also one that `@patch` made."
+    return next((f for k in ('__func__','fget','func','f') if (f := getattr(v, k, None))), v)
 
 def methods(o):
-    "What a class itself says it can do: public functions, properties and class methods."
-    for k,v in vars(o).items():
-        f = getattr(v, '__func__', None) or getattr(v, 'fget', None) or getattr(v, 'func', None) or v
-        if not k.startswith('_') and inspect.isfunction(f) and not hasattr(o, '_fields'): yield k, f, not isinstance(v, (property, functools.cached_property))
+    "What a class itself says it can do: public functions, properties and class methods, in the order in which they are defined."
+    if hasattr(o, '_fields'): return
+    for k,v in vars(o).items():   # first what stands in the class, then what was patched in, cell by cell
+        f = function_of(v)
+        if not k.startswith('_') and inspect.isfunction(f): yield k, f, not isinstance(v, (property, functools.cached_property))
+
+def constructor(o):
+    "The class in which the constructor that a class explains is written: itself or a direct base; nothing where it is further up."
+    return next((c for c in (o, *o.__bases__) if '__init__' in vars(c) and c.__module__.split('.')[0] == o.__module__.split('.')[0]), None)
 
 def beside(name, page):
     "The comment beside an assignment, which explains a value or a namedtuple's fields."
@@ -213,19 +247,21 @@ def entry(name,      # what it is called
     "Signature, sentence and table of one export, and of its methods."
     head = '#'*level + f' {name.split(".")[-1]} {{ #{name} }}'
     if not callable(o):
-        shown = '{' + ', '.join(f'{k!r}: ...' for k in o) + '}' if isinstance(o, dict) else value(o)
+        shown = value(o)
+        if isinstance(o, dict): shown = textwrap.fill('{' + ', '.join(f'{k!r}: ...' for k in o) + '}', 100, subsequent_indent=' ')
         return '\n\n'.join(filter(None, [head, fence(f'{name}: {type(o).__name__} = {shown}', 'python'), beside(name, page)]))
     if isinstance(o, type): above = [b for b in o.__mro__[1:] if '__init__' in vars(b) and b.__module__.startswith('fedai.')]
     ps = params(o, above) if call else {}
     parts = [head, fence(signature(name, ps) if call else name, 'python')]
     bare = hasattr(o, '_fields') and o.__doc__.startswith(name + '(')   # a namedtuple whose docstring nobody wrote
-    inherits = isinstance(o, type) and '__init__' not in vars(o) and not hasattr(o, '_fields')   # the base explains what it takes
+    inherits = isinstance(o, type) and not constructor(o) and not hasattr(o, '_fields')   # a class further up explains what it takes
     parts += [beside(name, page)] if bare else [markdown(inspect.getdoc(o) or '', 'README.md', page), '' if inherits else table(ps, page)]
     if isinstance(o, type):
         bases = [b.__name__ for b in o.__bases__ if b not in (object,tuple) and b.__name__[0] != '_']
         bases = [f'[`{b}`]({os.path.relpath(symbols()[b], Posix(page).parent)})' if b in symbols() else f'`{b}`' for b in bases]
         if bases: parts.insert(2, 'A subclass of ' + ', '.join(bases) + '.')
-        parts += [entry(f'{name}.{k}', f, page, level + 1, c, [vars(b)[k] for b in o.__mro__[1:] if callable(vars(b).get(k))]) for k,f,c in methods(o)]
+        overridden = lambda k: [vars(b)[k] for b in o.__mro__[1:] if callable(vars(b).get(k))]
+        parts += [entry(f'{name}.{k}', f, page, level + 1, call, overridden(k)) for k,f,call in methods(o)]
     return '\n\n'.join(o for o in parts if o)
 
 def summary(module):
@@ -241,7 +277,8 @@ def api_page(module):
 
 def api_index():
     rows = [f'| [`fedai.{m}`]({path(m)}.md) | {cell(markdown(summary(m), "README.md", "api/index.md"))} |' for m in modules()]
-    return '\n'.join(['# API', '', 'What each module exports. All of it can be had from `fedai` itself, too: `from fedai import FedConfig`.', '', '| module | what it is for |', '|---|---|', *rows]) + '\n'
+    head = 'What each module exports. All of it can be had from `fedai` itself, too: `from fedai import FedConfig`.'
+    return '\n'.join(['# API', '', head, '', '| module | what it is for |', '|---|---|', *rows]) + '\n'
 
 # ---- the site
 
@@ -253,7 +290,8 @@ def site_files():
         if source.endswith('.ipynb'): res[page] = notebook_page(source, page, res)
         elif source.endswith('.py'): res[page] = api_page(module_of(source))
         else: res[page] = markdown((ROOT/source).read_text(encoding='utf-8'), source, page)
-    return res | {'api/index.md': api_index(), 'index.md': '---\nhide: [navigation]\n---\n\n' + res['index.md']}   # the first page has no neighbours
+    first = '---\nhide: [navigation]\n---\n\n' + res['index.md']   # it has no neighbours
+    return res | {'api/index.md': api_index(), 'index.md': first}
 
 def nav(files):
     "Start, tutorials, the library in the notebooks' order, API, benchmarks, and the project."
@@ -266,13 +304,14 @@ def nav(files):
             elif parts[1] in there: there[parts[1]].append(entry(p))
             else: out.append({parts[1]: there.setdefault(parts[1], [entry(p)])})
         return out
-    return [{'Start': 'index.md'}, {'Tutorials': of('tutorials')}, {'Library': of('library')}, {'API': [{'Overview': 'api/index.md'}, *of('api')]}, {'Benchmarks': of('benchmarks')},
+    return [{'Start': 'index.md'}, {'Tutorials': of('tutorials')}, {'Library': of('library')},
+            {'API': [{'Overview': 'api/index.md'}, *of('api')]}, {'Benchmarks': of('benchmarks')},
             {'Project': [entry(p) for p in ('contributing.md', 'security.md', 'changelog.md')]}]
 
 def build(out):
     "Write the pages and make the site of them; a warning, such as for a link to nowhere, is an error."
     try:
-        import latex2mathml
+        import latex2mathml   # noqa: F401 (`formulas` needs it)
         from mkdocs.commands.build import build as make
         from mkdocs.config import load_config
     except ImportError as e: sys.exit(f"{e}. `make docs` installs what is needed, as does: pip install -c constraints.txt '.[docs]'")
@@ -283,9 +322,11 @@ def build(out):
     for name,o in files.items():
         (docs/name).parent.mkdir(parents=True, exist_ok=True)
         (docs/name).write_bytes(o if isinstance(o, bytes) else formulas(o).encode())
-    mk = load_config(str(ROOT/'mkdocs.yml'), nav=nav(files), docs_dir=str(docs), site_dir=str(site), site_name=cfg['title'], site_description=cfg['description'],
+    mk = load_config(str(ROOT/'mkdocs.yml'), nav=nav(files), docs_dir=str(docs), site_dir=str(site),
+                     site_name=cfg['title'], site_description=cfg['description'],
                      site_url=cfg['doc_host'] + cfg['doc_baseurl'] + '/', strict=True)
-    mk.extra['social'] = [dict(icon='fontawesome/brands/git-alt', link=cfg['git_url'], name='Source')]   # with `repo_url` each reader's browser would ask GitHub for its stars
+    # not `repo_url`, with which each reader's browser would ask GitHub for its stars
+    mk.extra['social'] = [dict(icon='fontawesome/brands/git-alt', link=cfg['git_url'], name='Source')]
     make(mk)
     print(f'{len(list(site.rglob("*.html")))} pages, from {site/"index.html"} on')
 

@@ -204,10 +204,10 @@ def give(self:_Jobs):
             w = free.pop()
             self.busy[self.submit(w, job)] = w,job,time.monotonic()
 
-# %% ../../nbs/remote/01_ray.ipynb #a6e72696
+# %% ../../nbs/remote/01_ray.ipynb #c5dc7bbc
 @patch
 def collect(self:_Jobs):
-    "Wait for some second, and take what has come."
+    "Wait for a second at most, and take what has come."
     e = self.engine
     done,_ = self.ray.wait([*self.busy, *e.starting], timeout=1. if self.busy or e.starting else 0)
     for ref in done:
@@ -235,7 +235,7 @@ def worker_died(self:_Jobs, ref, job, err):
     if self.tries[id(job)] > self.engine.args['retries']: self.out.append((job, None, f'its worker died {self.tries[id(job)]} times'))
     else: self.again.append(job)
 
-# %% ../../nbs/remote/01_ray.ipynb #0a3eac14
+# %% ../../nbs/remote/01_ray.ipynb #fdb7d4d9
 @patch
 def _replace(self:_Jobs, w):
     self.ray.kill(w)
@@ -252,7 +252,7 @@ def give_up_late(self:_Jobs):
 
 @patch
 def warn_if_waiting(self:_Jobs):
-    "Say so where there was no worker for a minute."
+    "Warn where there was no worker for a minute."
     if self.busy or self.engine.free: self.waited = time.monotonic()
     elif time.monotonic() - self.waited > 60:
         warnings.warn(f'waiting for a Ray worker, which takes {self.engine.each}; free are {self.ray.available_resources()}')

@@ -34,9 +34,9 @@ class _Model:
 
     def get(self): return torch.load(io.BytesIO(self.data), map_location='cpu', weights_only=False)   # from ourselves
 
-# %% ../../nbs/remote/00_replica.ipynb #4498ffcb
+# %% ../../nbs/remote/00_replica.ipynb #86464723
 class Recipe:
-    "What it takes to make a server's replica: pickle it, and call it in the other process."
+    "A recipe for a server's replica: pickle it, and call it in the other process."
     def __init__(self,
                  server:BaseServer, # made already
                 ):

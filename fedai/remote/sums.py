@@ -73,12 +73,13 @@ def with_numbers(layout:Layout,    # of the row
         at += views[n].numel()
     return out
 
-# %% ../../nbs/remote/03_sums.ipynb #50b72fc1
+# %% ../../nbs/remote/03_sums.ipynb #9869583e
 def _uneven(e, t, cfg):
     return ConfigError('graph', f'one on which clients are joined evenly, with `secure_aggregation` ({t}: {e})', cfg.graph)
 
 def _check_even_graph(cfg, cls):
-    A = cls(cfg, [None]*cfg.num_clients, Adapters(), callbacks=[], at=Handed(), tasks=None).alk_connection   # it needs neither data nor model
+    server = cls(cfg, [None]*cfg.num_clients, Adapters(), callbacks=[], at=Handed(), tasks=None)   # a graph needs neither data nor model
+    A = server.alk_connection
     try: even_groups(mira_matrix(A, .5/max(max_degree(A), 1e-12)))
     except ValueError as e: raise _uneven(e, 'all together', cfg) from e
 

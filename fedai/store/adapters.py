@@ -444,14 +444,16 @@ def mix_by(self:AdapterStore,
     with self._mixing(ids, M, round) as (ids,M,old,new): sums = mix_parts(M, old, new, self.layout, parts)
     self._mixed(ids, round, sums)
 
-# %% ../../nbs/store/04_adapters.ipynb #623ada6b
+# %% ../../nbs/store/04_adapters.ipynb #e684c9d4
 @patch
 def replace(self:AdapterStore,
             round:int,        # the folder, mixed but not committed
             ids,              # clients
             row:torch.Tensor, # (nbytes,) uint8 on the CPU: their new state
            ):
-    "Put a state in the place of some clients' mixed one, or where one would be; the commit flushes it. Raises `StoreError` for a number that isn't finite."
+    """Put a state in the place of some clients' mixed one, or where one would be; the commit flushes it.
+
+    Raises `StoreError` for a number that isn't finite."""
     self._check_finite(ids[0], row)
     files = [self.path(i, round)/self.weights for i in ids]
     with _on_disk(f'the mixed states of round {round}', self.round):

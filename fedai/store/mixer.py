@@ -111,3 +111,15 @@ def equal_rows(self:Mixer,
     groups = {}
     for i in ids: groups.setdefault(self.store.checksums[round][i], []).append(i)
     return list(groups.values())
+
+# %% ../../nbs/store/06_mixer.ipynb #74ff26d5
+@patch
+def in_one(self:Mixer,
+           ids,          # rows of the round, mixed already
+           round:int,    # their folder
+           personal=(),  # names of tensors that each client keeps
+          )->bool:
+    "True where rows are equal, but for personal tensors."
+    first,*others = [equal[0] for equal in self.equal_rows(ids, round)]
+    def shared(i): return {n: t for n,t in self.store.layout.views(self.store.load_row(i, round)).items() if n not in personal}
+    return all(torch.equal(t, shared(first)[n]) for i in others for n,t in shared(i).items())

@@ -15,8 +15,9 @@ from .adapters import AdapterStore
 from .rows import Layout, StoreError
 from ..utils import atomic_file, link_or_copy, write_json, write_text
 
-# %% ../../nbs/store/07_run.ipynb #26111521
-also_written = ('config.yaml','names.json','scorecard.json','generations.jsonl','timing.jsonl','curves.png','cross_evaluation.json','cross_evaluation.png') # files of a run, beside the store's own
+# %% ../../nbs/store/07_run.ipynb #4f24e065
+also_written = ('config.yaml','names.json','scorecard.json','generations.jsonl','timing.jsonl','curves.png','cross_evaluation.json',
+                'cross_evaluation.png') # files of a run, beside the store's own
 
 class Run:
     "A run's folder, its settings, and what it is a run of."
@@ -124,9 +125,9 @@ class Reading(Run):
     "A run's folder, to be looked at only."
     reads_only = True
 
-# %% ../../nbs/store/07_run.ipynb #20ee6b4f
+# %% ../../nbs/store/07_run.ipynb #eff11d14
 class HandedStore:
-    "What a replica has in place of a store: the rows that it was handed."
+    "Rows that a replica was handed, in place of a store."
     def __init__(self):
         self.layout,self.round = None,None   # of a row; the committed rounds
         self.latest,self.rows,self.tensors = {},{},{}

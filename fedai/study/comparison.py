@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['validation_split', 'Comparison', 'compare']
 
-# %% ../../nbs/study/00_comparison.ipynb #c33b27c1
+# %% ../../nbs/study/00_comparison.ipynb #2dad608b
 import csv, dataclasses, gc, io, itertools, json, re, time
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 from xxhash import xxh3_64
 from ..algorithms import get_server, import_user_code
-from ..config import ConfigError, FedConfig, load_config, near
+from ..config import ConfigError, FedConfig, expect, load_config, near
 from ..data.clients import get_client_data
 from ..evaluate.metrics import lower_is_better, paired_bootstrap
 from ..hooks import algorithm_classes
@@ -21,76 +22,96 @@ from ..evaluate.tracking import trackers
 from ..train.local import NonFiniteLoss
 from ..utils import duration, laid_out, rng, write_json, write_text
 
-# %% ../../nbs/study/00_comparison.ipynb #1df60ac5
-def _variants(algorithms):
-    "label -> fields of the config."
+# %% ../../nbs/study/00_comparison.ipynb #493fc40b
+def _labelled(algorithms):
+    "label -> config fields, of names or of labels."
     if isinstance(algorithms, str): algorithms = algorithms.split(',')
-    if not isinstance(algorithms, dict):
-        if not isinstance(algorithms, (list,tuple)): raise ConfigError('algorithms', 'a list of names, or labels with config fields', algorithms)
-        if len(set(map(str, algorithms))) < len(algorithms): raise ConfigError('algorithms', 'each once', algorithms)
-        algorithms = {str(n).strip(): {} for n in algorithms}
-    out = {}
+    if isinstance(algorithms, dict): return algorithms
+    expect(isinstance(algorithms, (list,tuple)), 'algorithms', 'a list of names, or labels with config fields', algorithms)
+    expect(len(set(map(str, algorithms))) == len(algorithms), 'algorithms', 'each once', algorithms)
+    return {str(n).strip(): {} for n in algorithms}
+
+def _variants(algorithms):
+    "label -> config fields, of which one is the algorithm's name."
+    algorithms,out = _labelled(algorithms),{}
     for label,fields in algorithms.items():
-        if not re.fullmatch(r'[\w ,.+=()-]+', str(label)): raise ConfigError('algorithms', 'labels of letters, digits, spaces and , . + = ( ) -', label)
-        if fields is not None and not isinstance(fields, dict): raise ConfigError(f'algorithms: {label}', 'config fields', fields)
+        expect(re.fullmatch(r'[\w ,.+=()-]+', str(label)), 'algorithms', 'labels of letters, digits, spaces and , . + = ( ) -', label)
+        expect(fields is None or isinstance(fields, dict), f'algorithms: {label}', 'config fields', fields)
         out[str(label)] = {'name': str(label), **(fields or {})}
-        if (n := out[str(label)]['name']) not in algorithm_classes: raise ConfigError('algorithms', 'one of ' + ', '.join(sorted(algorithm_classes)) + near(n, algorithm_classes), n)
-    if not out: raise ConfigError('algorithms', 'at least one', algorithms)
+        n = out[str(label)]['name']
+        expect(n in algorithm_classes, 'algorithms', 'one of ' + ', '.join(sorted(algorithm_classes)) + near(n, algorithm_classes), n)
+    expect(out, 'algorithms', 'at least one', algorithms)
     return out
+
+# %% ../../nbs/study/00_comparison.ipynb #9d65f63b
+_groups = {f.name: f.metadata['group'] for f in dataclasses.fields(FedConfig)}
+
+def _is_field(k, v, name):
+    "True for a field of the config, False for a setting of the algorithm; others are refused."
+    shared = k in ('seed','output_dir','num_clients') or _groups.get(k) == 'data'
+    expect(not shared, k, 'one value for all algorithms, since they are compared on the same data', v)
+    if k in _groups: return True
+    known = algorithm_classes[name].settings
+    if k not in known: raise ConfigError(k, f'a field of the config, or a setting of {name}' + near(k, [*_groups, *known]), v)
+    return False
 
 def _with(cfg, fields):
     "The config with some fields, or settings of its algorithm, changed."
-    known,plain,own = {f.name: f.metadata['group'] for f in dataclasses.fields(FedConfig)},{},{}
     name = fields.get('name', cfg.name)
-    for k,v in fields.items():
-        if k in ('seed','output_dir','num_clients') or known.get(k) == 'data': raise ConfigError(k, 'one value for all algorithms, since they are compared on the same data', v)
-        if k in known: plain[k] = v
-        elif k in algorithm_classes[name].settings: own[k] = v
-        else: raise ConfigError(k, f'a field of the config, or a setting of {name}' + near(k, [*known, *algorithm_classes[name].settings]), v)
-    args = {**plain.pop('algorithm_args', cfg.algorithm_args), **own}
-    for k in args:
-        if k not in algorithm_classes[name].settings: raise ConfigError('algorithm_args', f"settings of {name}, which has {', '.join(algorithm_classes[name].settings) or 'none'}", args)
+    plain = {k: v for k,v in fields.items() if _is_field(k, v, name)}
+    args = {**plain.pop('algorithm_args', cfg.algorithm_args), **{k: v for k,v in fields.items() if k not in _groups}}
+    known = algorithm_classes[name].settings
+    has = f"settings of {name}, which has {', '.join(known) or 'none'}"
+    expect(all(k in known for k in args), 'algorithm_args', has, args)
     return cfg.replace(**plain, algorithm_args=args)
 
+# %% ../../nbs/study/00_comparison.ipynb #a2423005
+def _trials(spec):
+    "Settings to try: each combination of the values of some fields."
+    for k,v in spec.items(): expect(k != 'name' and isinstance(v, (list,tuple)) and v, f'tune: {k}', 'a list of values', v)
+    return [dict(zip(spec, vs)) for vs in itertools.product(*spec.values())]
+
 def _grid(tune, labels):
-    "label -> a list of settings to try, as many for each."
-    if not isinstance(tune, dict) or not all(isinstance(v, dict) for v in tune.values()): raise ConfigError('tune', "a dict {label or '*': {field: values}}", tune)
-    for k in tune:
-        if k != '*' and k not in labels: raise ConfigError('tune', "labels of `algorithms`, or '*'" + near(k, labels), k)
-    out = {}
-    for label in labels:
-        spec = tune.get(label, tune.get('*', {}))
-        for k,v in spec.items():
-            if k == 'name' or not isinstance(v, (list,tuple)) or not v: raise ConfigError(f'tune: {k}', 'a list of values', v)
-        out[label] = [dict(zip(spec, vs)) for vs in itertools.product(*spec.values())]
-    if len({len(v) for v in out.values()}) > 1: raise ConfigError('tune', 'as many trials for each algorithm', ', '.join(f'{k}: {len(v)}' for k,v in out.items()))
+    "label -> settings to try, as many for each."
+    well = isinstance(tune, dict) and all(isinstance(v, dict) for v in tune.values())
+    expect(well, 'tune', "a dict {label or '*': {field: values}}", tune)
+    for k in tune: expect(k == '*' or k in labels, 'tune', "labels of `algorithms`, or '*'" + near(k, labels), k)
+    out = {label: _trials(tune.get(label, tune.get('*', {}))) for label in labels}
+    counts = ', '.join(f'{k}: {len(v)}' for k,v in out.items())
+    expect(len({len(v) for v in out.values()}) <= 1, 'tune', 'as many trials for each algorithm', counts)
     return out
+
+# %% ../../nbs/study/00_comparison.ipynb #74e7054f
+def _apart(d, k, share, seed):
+    "A client's training examples in two: those to train on, those to tune on."
+    train = d['train']
+    n = len(train)
+    expect(n > 1, f"lst_data_dict[{k}]['train']", 'at least two examples to tune on', n)
+    drawn = rng(seed, 'validation', k).permutation(n)
+    v = min(n-1, max(1, round(share*n)))
+    def take(rows): return train[np.sort(rows)] if isinstance(train, Examples) else [train[int(i)] for i in sorted(rows)]
+    return {'train': take(drawn[v:]), 'test': take(drawn[:v])}
 
 def validation_split(data,      # {'train': ..., 'test': ...} a client
-             share=.25, # of each client's training examples; at least one
-             seed=0,    # keys the draw
-            )->list:    # {'train': ..., 'test': ...} a client, both out of what was its 'train'
-    "A validation split: the clients' own where the data has one, otherwise their training examples in two; their tests not looked at. Raises `ConfigError` for a client with a single example."
-    if not 0 < share < 1: raise ConfigError('valid_share', 'a share between 0 and 1', share)
-    out = []
-    for k,d in enumerate(data):
-        if len(d.get('valid', ())):   # a client with two questions has none to spare
-            out.append({'train': d['train'], 'test': d['valid']})
-            continue
-        n = len(d['train'])
-        if n < 2: raise ConfigError(f"lst_data_dict[{k}]['train']", 'at least two examples to tune on', n)
-        drawn = rng(seed, 'validation', k).permutation(n)
-        v = min(n-1, max(1, round(share*n)))
-        def take(rows): return d['train'][np.sort(rows)] if isinstance(d['train'], Examples) else [d['train'][int(i)] for i in sorted(rows)]
-        out.append({'train': take(drawn[v:]), 'test': take(drawn[:v])})
-    return out
+                     share=.25, # of each client's training examples; at least one
+                     seed=0,    # keys the draw
+                    )->list:    # {'train': ..., 'test': ...} a client, both out of what was its 'train'
+    "Data to tune on, without the tests; raises `ConfigError` for a client with a single example."
+    expect(0 < share < 1, 'valid_share', 'a share between 0 and 1', share)
+    def split(k, d):
+        if len(d.get('valid', ())): return {'train': d['train'], 'test': d['valid']}   # a client with two questions has none to spare
+        return _apart(d, k, share, seed)
+    return [split(k, d) for k,d in enumerate(data)]
 
-# %% ../../nbs/study/00_comparison.ipynb #171225e4
-_order = ('score','exact_match','accuracy','loss')
-_metrics = (*filter(None, FedConfig.__dataclass_fields__['cross'].metadata['choices']), 'holdout_loss')   # that a test may have
+# %% ../../nbs/study/00_comparison.ipynb #a6cd3fb0
+_order = ('score','exact_match','accuracy','loss')   # what is compared, unless it is said
+
+def _in_all(rows):
+    "Metrics that each row has."
+    return [k for k in dict.fromkeys(k for r in rows for k in r) if all(isinstance(r.get(k), float) for r in rows)]
 
 class Comparison:
-    "What the algorithms came to: a row for each value of the sweep, algorithm, seed and client."
+    "Results of algorithms beside each other: a row for each value of the sweep, algorithm, seed and client."
     def __init__(self,
                  rows:list,   # dicts: value, algorithm, seed, client, task, and the metrics
                  metric=None, # what is compared; None: the first of score, exact_match, accuracy, loss that all have
@@ -99,178 +120,405 @@ class Comparison:
                  references=('local','fedavg'), # with which each algorithm is compared, where they are there
                 ):
         if not rows: raise ValueError('rows: expected at least one, got none')
-        self.rows,self.sweep,self.tuned = rows,sweep,tuned or {}
-        there = [k for k in dict.fromkeys(k for r in rows for k in r) if all(isinstance(r.get(k), float) for r in rows)]
+        there = _in_all(rows)
         if metric is None: metric = next((k for k in _order if k in there), None)
-        if metric not in there: raise ConfigError('metric', 'one of ' + ', '.join(there) + near(str(metric), there), metric)
+        expect(metric in there, 'metric', 'one of ' + ', '.join(there) + near(str(metric), there), metric)
+        self.rows,self.sweep,self.tuned = rows,sweep,tuned or {}
         self.metric,self.sign = metric,-1 if metric in lower_is_better else 1
-        self.values,self.algorithms = (list(dict.fromkeys(r[k] for r in rows)) for k in ('value','algorithm'))
+        self.values     = list(dict.fromkeys(r['value'] for r in rows))
+        self.algorithms = list(dict.fromkeys(r['algorithm'] for r in rows))
         self.references = [o for o in references if o in self.algorithms]
-
-    def of(self,
-           value,     # of the sweep
-           algorithm, # its label
-          )->dict:    # (seed, client) -> row
-        "The rows of an algorithm at a value of the sweep."
-        return {(r['seed'],r['client']): r for r in self.rows if r['value'] == value and r['algorithm'] == algorithm}
-
-    def gain(self,
-             value,     # of the sweep
-             algorithm, # its label
-             reference, # that of the one it is held against
-            )->dict:    # mean, low, high; `better` and `worse`, shares of clients; diffs, a number a client
-        "How much better than another algorithm, client by client; positive is better, also where less is better."
-        a,b = self.of(value, algorithm),self.of(value, reference)
-        if a.keys() != b.keys(): raise ValueError(f"{algorithm}, {reference}: expected the same clients and seeds, got {len(a)} and {len(b)}")
-        d = np.array([self.sign*(a[k][self.metric] - b[k][self.metric]) for k in a])
-        groups = [(k[0],r['task'] or k[1]) for k,r in a.items()]
-        return dict(paired_bootstrap(d, groups, stat=dict(better=d > 0, worse=d < 0)), diffs=d.tolist())
-
-    def summary(self)->list: # a dict for each value and algorithm
-        "Mean, worst decile (of each seed's clients, mean over seeds), and the gain over the references."
-        out = []
-        for v,a in itertools.product(self.values, self.algorithms):
-            by = {}
-            for (s,_),r in self.of(v, a).items(): by.setdefault(s, []).append(r[self.metric])
-            worst = [np.mean(np.sort(x)[::self.sign][:max(1, len(x)//10)]) for x in by.values()]
-            row = dict(value=v, algorithm=a, mean=float(np.mean([x for o in by.values() for x in o])), seeds={str(s): float(np.mean(x)) for s,x in by.items()}, worst_decile=float(np.mean(worst)), tuned=self.tuned.get((v,a), {}))
-            for ref in self.references:
-                if ref != a: row[ref] = {k: g for k,g in self.gain(v, a, ref).items() if k != 'diffs'}
-            out.append(row)
-        return out
-
-    def _cells(self):
-        "The table: a heading, and a row for each value and algorithm."
-        head = [*([self.sweep] if self.sweep else []), 'algorithm', f'{self.metric.replace("_", " ")}, mean', 'worst decile', *(o for r in self.references for o in (f'gain over {r} [95 %]', f'better / worse than {r}')), *(['tuned'] if any(self.tuned.values()) else [])]
-        lines = []
-        for r in self.summary():
-            cells = [*([f"{r['value']}"] if self.sweep else []), r['algorithm'], f"{r['mean']:.3f}", f"{r['worst_decile']:.3f}"]
-            for ref in self.references:
-                if not (g := r.get(ref)): cells += ['','']
-                else: cells += [f"{g['mean']:+.3f} [{g['low']:+.3f}, {g['high']:+.3f}]", f"{g['better']['mean']:.0%} [{g['better']['low']:.0%}, {g['better']['high']:.0%}] / {g['worse']['mean']:.0%}"]
-            if any(self.tuned.values()): cells.append(', '.join(f'{k} {x:g}' if isinstance(x, (int,float)) else f'{k} {x}' for k,x in r['tuned'].items()))
-            lines.append(cells)
-        return head,lines
-
-    def table(self)->str: # lines of Markdown
-        "The summary as a table."
-        head,lines = self._cells()
-        width = [max(len(r[j]) for r in [head, *lines]) for j in range(len(head))]
-        def line(r): return '| ' + ' | '.join(o.ljust(w) for o,w in zip(r, width)) + ' |'
-        return '\n'.join([line(head), '|' + '|'.join('-'*(w+2) for w in width) + '|', *map(line, lines)])
-
-    def text(self,
-             width=120, # characters in a line: references that don't fit beside the means stand below
-            )->str:     # lines
-        "The summary as a terminal shows it."
-        head,lines = self._cells()
-        n = 1 + bool(self.sweep)
-        apart = [[*range(n), *range(j, min(j+2, len(head)))] for j in range(n, len(head), 2)]
-        return laid_out([head, *lines], [[range(len(head))], apart], width, n, (1,))
-
-    def plot(self, figure=None): # a matplotlib figure
-        "The metric for each algorithm (a dot a seed), and the gain over the first reference with its interval; over the swept field where there is one."
-        import matplotlib.pyplot as plt
-        rows,ref = self.summary(),next(iter(self.references), None)
-        colours = dict(zip(self.algorithms, plt.get_cmap('tab10').colors*(len(self.algorithms)//10+1)))
-        others = [a for a in self.algorithms if a != ref]
-        wide = 5 if self.sweep else max(3.2, .75*len(self.algorithms) + 1.4)
-        fig,axs = plt.subplots(1, 1 + (ref is not None and bool(others)), figsize=(wide*(1 + bool(ref and others)), 3.8), squeeze=False, layout='constrained')
-        if self.sweep:
-            numbers = all(isinstance(v, (int,float)) and v > 0 for v in self.values)
-            xs = self.values if numbers else range(len(self.values))
-        for j,a in enumerate(self.algorithms):
-            mine = [r for r in rows if r['algorithm'] == a]
-            at = xs if self.sweep else [j]
-            if self.sweep: axs[0][0].plot(at, [r['mean'] for r in mine], color=colours[a], marker='o', label=a)
-            else: axs[0][0].bar(at, [r['mean'] for r in mine], .7, color=colours[a], alpha=.75)
-            for x,r in zip(at, mine): axs[0][0].scatter([x]*len(r['seeds']), list(r['seeds'].values()), s=9, color=colours[a] if self.sweep else 'black', alpha=.6, zorder=3)
-            if a == ref or len(axs[0]) == 1: continue
-            g = [r[ref] for r in mine]
-            x = np.asarray(at, dtype=float)
-            if self.sweep and len(others) > 1: x = x*1.05**(others.index(a) - (len(others)-1)/2) if numbers else x + .08*(others.index(a) - (len(others)-1)/2)   # so that intervals don't hide each other
-            err = np.abs([[o['mean'] - o['low'] for o in g],[o['high'] - o['mean'] for o in g]])
-            axs[0][1].errorbar(x if self.sweep else [others.index(a)], [o['mean'] for o in g], err, color=colours[a], marker='o', capsize=3, lw=1.4 if self.sweep else 0, elinewidth=1.4)
-        for ax in axs[0]:
-            if self.sweep and numbers: ax.set_xscale('log', base=2)
-            if self.sweep: ax.set_xticks(xs, [str(v) for v in self.values]); ax.set_xlabel(self.sweep.replace('_', ' '))
-            if self.sweep and numbers: ax.minorticks_off()
-            ax.grid(axis='y', alpha=.3)
-            ax.set_axisbelow(True)
-        name = self.metric.replace('_', ' ')
-        axs[0][0].set(ylabel=name, title='mean over clients (dots: seeds)')
-        if self.sweep: axs[0][0].legend(fontsize=8)
-        else: axs[0][0].set_xticks(range(len(self.algorithms)), self.algorithms, rotation=30 if len(self.algorithms) > 4 else 0, ha='right' if len(self.algorithms) > 4 else 'center')
-        if len(axs[0]) > 1:
-            axs[0][1].axhline(0, color='black', lw=1)
-            axs[0][1].set(title=f'gain over {ref}, 95 % interval', ylabel=name)
-            if not self.sweep:
-                axs[0][1].set_xticks(range(len(others)), others, rotation=30 if len(others) > 4 else 0, ha='right' if len(others) > 4 else 'center')
-                axs[0][1].set_xlim(-.6, len(others)-.4)
-        return fig
-
-    def save(self,
-             folder:str|Path, # that is there
-            ):
-        "Write `compare.csv` (all rows), `compare.json` (the summary), `compare.md` (the table) and `compare.png`."
-        import matplotlib.pyplot as plt
-        folder,out = Path(folder),io.StringIO(newline='')
-        keys = list(dict.fromkeys(k for r in self.rows for k in r))
-        w = csv.DictWriter(out, keys)
-        w.writeheader()
-        w.writerows(self.rows)
-        write_text(folder/'compare.csv', out.getvalue())
-        write_json(folder/'compare.json', dict(metric=self.metric, sweep=self.sweep, rows=self.summary()))
-        write_text(folder/'compare.md', self.table() + '\n')
-        fig = self.plot()
-        fig.savefig(folder/'compare.png', dpi=130)
-        plt.close(fig)
 
     def __repr__(self): return self.table()
     def _repr_markdown_(self): return self.table()
 
-# %% ../../nbs/study/00_comparison.ipynb #380d42e0
+@patch
+def of(self:Comparison,
+       value,     # of the sweep
+       algorithm, # its label
+      )->dict:    # (seed, client) -> row
+    "Rows of an algorithm at a value of the sweep."
+    return {(r['seed'],r['client']): r for r in self.rows if r['value'] == value and r['algorithm'] == algorithm}
+
+# %% ../../nbs/study/00_comparison.ipynb #71020cb6
+@patch
+def gain(self:Comparison,
+         value,     # of the sweep
+         algorithm, # its label
+         reference, # that of the one it is held against
+        )->dict:    # mean, low, high; `better` and `worse`, shares of clients; diffs, a number a client
+    "The advantage over another algorithm, client by client; positive is better, also where less is better."
+    a,b = self.of(value, algorithm),self.of(value, reference)
+    if a.keys() != b.keys():
+        raise ValueError(f"{algorithm}, {reference}: expected the same clients and seeds, got {len(a)} and {len(b)}")
+    d = np.array([self.sign*(a[k][self.metric] - b[k][self.metric]) for k in a])
+    groups = [(seed,r['task'] or client) for (seed,client),r in a.items()]
+    return dict(paired_bootstrap(d, groups, stat=dict(better=d > 0, worse=d < 0)), diffs=d.tolist())
+
+# %% ../../nbs/study/00_comparison.ipynb #303a6a92
+@patch
+def _scores(self:Comparison, value, algorithm):
+    "seed -> the metric of its clients."
+    by = {}
+    for (seed,_),r in self.of(value, algorithm).items(): by.setdefault(seed, []).append(r[self.metric])
+    return by
+
+@patch
+def _worst(self:Comparison, scores):
+    "Mean of the worst tenth, at least one."
+    return np.mean(np.sort(scores)[::self.sign][:max(1, len(scores)//10)])
+
+@patch
+def summary(self:Comparison)->list: # a dict for each value and algorithm
+    "Mean, worst decile (of each seed's clients, mean over seeds), and the gain over the references."
+    out = []
+    for v,a in itertools.product(self.values, self.algorithms):
+        by = self._scores(v, a)
+        row = dict(value=v, algorithm=a, mean=float(np.mean([x for o in by.values() for x in o])))
+        row['seeds'] = {str(s): float(np.mean(x)) for s,x in by.items()}
+        row['worst_decile'] = float(np.mean([self._worst(x) for x in by.values()]))
+        row['tuned'] = self.tuned.get((v,a), {})
+        for ref in self.references:
+            if ref != a: row[ref] = {k: g for k,g in self.gain(v, a, ref).items() if k != 'diffs'}
+        out.append(row)
+    return out
+
+# %% ../../nbs/study/00_comparison.ipynb #831bc39b
+def _setting(k, v): return f'{k} {v:g}' if isinstance(v, (int,float)) else f'{k} {v}'
+
+def _gain_cells(g):
+    "Cells below a reference: the gain, and the shares of clients that gain and lose."
+    if not g: return ['','']
+    better,worse = g['better'],g['worse']
+    return [f"{g['mean']:+.3f} [{g['low']:+.3f}, {g['high']:+.3f}]",
+            f"{better['mean']:.0%} [{better['low']:.0%}, {better['high']:.0%}] / {worse['mean']:.0%}"]
+
+@patch
+def _head(self:Comparison):
+    head = ['algorithm', f'{self.metric.replace("_", " ")}, mean', 'worst decile']
+    if self.sweep: head = [self.sweep, *head]
+    for r in self.references: head += [f'gain over {r} [95 %]', f'better / worse than {r}']
+    return [*head, 'tuned'] if any(self.tuned.values()) else head
+
+@patch
+def _line(self:Comparison, row):
+    cells = [row['algorithm'], f"{row['mean']:.3f}", f"{row['worst_decile']:.3f}"]
+    if self.sweep: cells = [f"{row['value']}", *cells]
+    for ref in self.references: cells += _gain_cells(row.get(ref))
+    return [*cells, ', '.join(_setting(*o) for o in row['tuned'].items())] if any(self.tuned.values()) else cells
+
+@patch
+def _cells(self:Comparison):
+    "The table: a heading, and a row for each value and algorithm."
+    return self._head(),[self._line(r) for r in self.summary()]
+
+# %% ../../nbs/study/00_comparison.ipynb #92858de1
+@patch
+def table(self:Comparison)->str: # lines of Markdown
+    "The summary as a table."
+    head,lines = self._cells()
+    width = [max(len(r[j]) for r in [head, *lines]) for j in range(len(head))]
+    def line(r): return '| ' + ' | '.join(o.ljust(w) for o,w in zip(r, width)) + ' |'
+    return '\n'.join([line(head), '|' + '|'.join('-'*(w+2) for w in width) + '|', *map(line, lines)])
+
+@patch
+def text(self:Comparison,
+         width=120, # characters in a line: references that don't fit beside the means stand below
+        )->str:     # lines
+    "The summary as a terminal shows it."
+    head,lines = self._cells()
+    n = 1 + bool(self.sweep)   # columns that each block begins with
+    apart = [[*range(n), *range(j, min(j+2, len(head)))] for j in range(n, len(head), 2)]
+    return laid_out([head, *lines], [[range(len(head))], apart], width, n, (1,))
+
+# %% ../../nbs/study/00_comparison.ipynb #b76364ee
+@patch
+def _across(self:Comparison):
+    "True where the values of the sweep are positive numbers (the axis is logarithmic then), and their places on the axis."
+    numbers = all(isinstance(v, (int,float)) and v > 0 for v in self.values)
+    return numbers,self.values if numbers else range(len(self.values))
+
+def _named_ticks(ax, names):
+    "Names along the axis, aslant where there are many."
+    many = len(names) > 4
+    ax.set_xticks(range(len(names)), names, rotation=30 if many else 0, ha='right' if many else 'center')
+
+@patch
+def _sweep_axis(self:Comparison, ax):
+    "Values of the sweep along the axis."
+    numbers,xs = self._across()
+    if numbers: ax.set_xscale('log', base=2)
+    ax.set_xticks(xs, [str(v) for v in self.values])
+    ax.set_xlabel(self.sweep.replace('_', ' '))
+    if numbers: ax.minorticks_off()
+
+@patch
+def _draw_means(self:Comparison, ax, rows, colours):
+    "The metric: a line or a bar for each algorithm, a dot for each seed."
+    for j,a in enumerate(self.algorithms):
+        mine,colour = [r for r in rows if r['algorithm'] == a],colours[a]
+        at,means = self._across()[1] if self.sweep else [j],[r['mean'] for r in mine]
+        if self.sweep: ax.plot(at, means, color=colour, marker='o', label=a)
+        else: ax.bar(at, means, .7, color=colour, alpha=.75)
+        for x,r in zip(at, mine):
+            seeds = [*r['seeds'].values()]
+            ax.scatter([x]*len(seeds), seeds, s=9, color=colour if self.sweep else 'black', alpha=.6, zorder=3)
+    ax.set(ylabel=self.metric.replace('_', ' '), title='mean over clients (dots: seeds)')
+    if self.sweep: ax.legend(fontsize=8)
+    else: _named_ticks(ax, self.algorithms)
+
+# %% ../../nbs/study/00_comparison.ipynb #70d89dc5
+@patch
+def _beside(self:Comparison, j, n):
+    "Places on the axis of the sweep for the intervals of the j-th of n algorithms."
+    numbers,xs = self._across()
+    x,off = np.asarray(xs, dtype=float),j - (n-1)/2
+    if n < 2: return x
+    return x*1.05**off if numbers else x + .08*off
+
+@patch
+def _draw_gains(self:Comparison, ax, rows, colours, ref, others):
+    "The gain over `ref`, with its interval."
+    for j,a in enumerate(others):
+        g = [r[ref] for r in rows if r['algorithm'] == a]
+        err = np.abs([[o['mean'] - o['low'] for o in g],[o['high'] - o['mean'] for o in g]])
+        x,means = self._beside(j, len(others)) if self.sweep else [j],[o['mean'] for o in g]
+        ax.errorbar(x, means, err, color=colours[a], marker='o', capsize=3, lw=1.4 if self.sweep else 0, elinewidth=1.4)
+    ax.axhline(0, color='black', lw=1)
+    ax.set(title=f'gain over {ref}, 95 % interval', ylabel=self.metric.replace('_', ' '))
+    if self.sweep: return
+    _named_ticks(ax, others)
+    ax.set_xlim(-.6, len(others)-.4)
+
+# %% ../../nbs/study/00_comparison.ipynb #81079bc5
+@patch
+def plot(self:Comparison,
+         figure=None, # not used
+        ): # a matplotlib figure
+    "Draw the metric for each algorithm, and the gain over the first reference; over the swept field where there is one."
+    import matplotlib.pyplot as plt
+    rows,ref = self.summary(),next(iter(self.references), None)
+    colours = dict(zip(self.algorithms, plt.get_cmap('tab10').colors*(len(self.algorithms)//10+1)))
+    others = [a for a in self.algorithms if a != ref]
+    panels = 2 if ref and others else 1
+    wide = 5 if self.sweep else max(3.2, .75*len(self.algorithms) + 1.4)
+    fig,(axs,) = plt.subplots(1, panels, figsize=(wide*panels, 3.8), squeeze=False, layout='constrained')
+    self._draw_means(axs[0], rows, colours)
+    if panels == 2: self._draw_gains(axs[1], rows, colours, ref, others)
+    for ax in axs:
+        if self.sweep: self._sweep_axis(ax)
+        ax.grid(axis='y', alpha=.3)
+        ax.set_axisbelow(True)
+    return fig
+
+# %% ../../nbs/study/00_comparison.ipynb #67603e3f
+@patch
+def save(self:Comparison,
+         folder:str|Path, # that is there
+        ):
+    "Write `compare.csv` (all rows), `compare.json` (the summary), `compare.md` (the table) and `compare.png`."
+    import matplotlib.pyplot as plt
+    folder,out = Path(folder),io.StringIO(newline='')
+    w = csv.DictWriter(out, list(dict.fromkeys(k for r in self.rows for k in r)))
+    w.writeheader()
+    w.writerows(self.rows)
+    write_text(folder/'compare.csv', out.getvalue())
+    write_json(folder/'compare.json', dict(metric=self.metric, sweep=self.sweep, rows=self.summary()))
+    write_text(folder/'compare.md', self.table() + '\n')
+    fig = self.plot()
+    fig.savefig(folder/'compare.png', dpi=130)
+    plt.close(fig)
+
+# %% ../../nbs/study/00_comparison.ipynb #8277e875
 def _fingerprint(data):
     "A checksum of the clients' examples; of what isn't text their number."
     def one(e): return [e.get('instruction'), e.get('input') or '', e.get('output')] if isinstance(e, dict) else None
-    return xxh3_64(json.dumps([[one(e) for e in d[s]] for d in data for s in ('train','test')]).encode()).hexdigest()
+    examples = [[one(e) for e in d[s]] for d in data for s in ('train','test')]
+    return xxh3_64(json.dumps(examples).encode()).hexdigest()
 
 def _check_same(cfgs):
     "A cell that is finished must have been of one of these settings, which share its folder."
     root = Path(cfgs[0].output_dir)
     if not (root/'cell.json').exists(): return
     was = load_config(root/'config.yaml')
-    diffs = [was.diff(c if c.num_clients else c.replace(num_clients=was.num_clients)) for c in cfgs]   # as many as the data has, which is compared itself
+    diffs = [was.diff(c if c.num_clients else c.replace(num_clients=was.num_clients)) for c in cfgs]   # it is as many as the data has
     for k,(old,new) in min(diffs, key=len).items(): raise ConfigError(k, f'{old!r}, as in {root} (or another `output_dir`)', new)
+
+# %% ../../nbs/study/00_comparison.ipynb #133d09f4
+def _tested(server, scores):
+    "client -> its metrics; the loss alone without `scores`."
+    if scores: return {str(i): m for i,m in server.test().items()}
+    return {str(c.id): m for c,m,_ in server.engine.test_own(server.client_list, False)}
 
 def _run(cfg, data, model, scores, kwargs):
     "Train and test: client -> metrics."
     try:
-        s = get_server(cfg, data, model and model(cfg), **{**kwargs, 'callbacks': [*trackers(cfg), *kwargs['callbacks']]})
-        s.fit()
-        clients = {str(i): m for i,m in s.test().items()} if scores else {str(c.id): m for c,m,_ in s.engine.test_own(s.client_list, False)}
+        server = get_server(cfg, data, model and model(cfg), **{**kwargs, 'callbacks': [*trackers(cfg), *kwargs['callbacks']]})
+        server.fit()
+        clients = _tested(server, scores)
     except NonFiniteLoss as e:
         if scores: raise
-        return dict(diverged=str(e))   # a trial that diverges is a trial that lost
-    for i,m in clients.items(): m['task'] = s.tasks[int(i)] if s.tasks else ''
+        return dict(diverged=str(e))
+    for i,m in clients.items(): m['task'] = server.tasks[int(i)] if server.tasks else ''
     return clients
+
+# %% ../../nbs/study/00_comparison.ipynb #d81e3e28
+def _finished(cfg, key):
+    "client -> metrics of a cell that is finished; `None` where there is something to run."
+    root = Path(cfg.output_dir)
+    old = json.loads((root/'cell.json').read_text()) if (root/'cell.json').exists() else None
+    if old and old['key']['data'] != key['data']:
+        raise ConfigError('data', f'the data of the run in {root} (or another `output_dir`)', 'other data')
+    if not old or old['key'] != key: return None
+    _check_same([cfg])
+    return old['clients']
 
 def _cell(cfg, data, model, scores, kwargs):
     "Train and test one cell: client -> metrics, from its folder where that has them already."
-    root = Path(cfg.output_dir)
-    done,key = root/'cell.json',dict(rounds=cfg.rounds, max_new_tokens=cfg.max_new_tokens, data=_fingerprint(data))
-    old = json.loads(done.read_text()) if done.exists() else None
-    if old and old['key']['data'] != key['data']: raise ConfigError('data', f'the data of the run in {root} (or another `output_dir`)', 'other data')
-    if old and old['key'] == key:
-        _check_same([cfg])
-        return old['clients']
-    gc.freeze()   # only among what comes after this is looked for what the run leaves, which in small runs takes longer than training
+    key = dict(rounds=cfg.rounds, max_new_tokens=cfg.max_new_tokens, data=_fingerprint(data))
+    clients = _finished(cfg, key)
+    if clients is not None: return clients
+    gc.freeze()   # what the run leaves is looked for among what comes after this; otherwise that takes longer than a small run
     try: clients = _run(cfg, data, model, scores, kwargs)
     finally:
         gc.collect()
         gc.unfreeze()
-    write_json(done, dict(key=key, clients=clients))
+    write_json(Path(cfg.output_dir)/'cell.json', dict(key=key, clients=clients))
     return clients
+
+# %% ../../nbs/study/00_comparison.ipynb #50d9df83
+def _swept(sweep):
+    "Name and values of the field that is swept; of none, one value that says nothing."
+    if not sweep: return None,[None]
+    expect(isinstance(sweep, dict) and len(sweep) == 1, 'sweep', 'one field with a list of values', sweep)
+    field,values = next(iter(sweep.items()))
+    different = isinstance(values, (list,tuple)) and values and len(set(map(str, values))) == len(values)
+    expect(different, 'sweep', 'one field with a list of different values', sweep)
+    single = 'single values (lists and mappings can be settings of labels in `algorithms`)'
+    for v in values: expect(not isinstance(v, (list,tuple,dict)), f'sweep: {field}', single, v)
+    return field,values
+
+def _whole(s): return isinstance(s, (int,np.integer)) and not isinstance(s, bool) and s >= 0
+
+def _check_seeds(seeds):
+    "Raise `ConfigError` unless these can be seeds."
+    well = isinstance(seeds, (list,tuple,range)) and len(seeds) and all(map(_whole, seeds)) and len(set(seeds)) == len(seeds)
+    expect(well, 'seeds', 'a list of different whole numbers of at least 0', seeds)
+
+# %% ../../nbs/study/00_comparison.ipynb #08a294cd
+class _Cells:
+    "The cells of a comparison: for each the config that it is run with, and the folder where it lies."
+    def __init__(self, cfg, algorithms, seeds, tune, sweep):
+        self.cfg,self.root,self.seeds = cfg,Path(cfg.output_dir),seeds
+        self.variants = _variants(algorithms)
+        _check_seeds(seeds)
+        self.field,self.values = _swept(sweep)
+        self.grid = _grid(tune or {}, list(self.variants))
+        trials = len(next(iter(self.grid.values())))
+        self.tuning = trials if trials > 1 else 0
+        self.total = len(self.values)*len(self.variants)*(self.tuning + len(seeds))
+
+@patch
+def _at(self:_Cells, value, label, seed, settings, *folder):
+    "A cell's config."
+    swept = {self.field: value} if self.field else {}
+    own = _with(self.cfg.replace(**swept), {**self.variants[label], **settings})
+    below = [f'{self.field}_{value}'] if self.field else []
+    return own.replace(seed=seed, output_dir=str(self.root.joinpath(*below, *folder)))
+
+@patch
+def trial(self:_Cells, value, label, j):
+    "The config of an algorithm's j-th trial, which has the first seed."
+    return self._at(value, label, self.seeds[0], self.grid[label][j], 'tune', label, str(j))
+
+@patch
+def run(self:_Cells, value, label, seed, settings):
+    "The config of a cell that counts."
+    return self._at(value, label, seed, settings, label, f'seed_{seed}')
+
+# %% ../../nbs/study/00_comparison.ipynb #890e3e18
+@patch
+def check(self:_Cells):
+    "Raise `ConfigError` where any cell can't be run."
+    for v,label in itertools.product(self.values, self.variants):
+        trials = [self.trial(v, label, j) for j in range(len(self.grid[label]))]
+        if self.tuning:
+            for c in trials: _check_same([c])
+        for s in self.seeds: _check_same([self.run(v, label, s, o) for o in self.grid[label]])
+        trackers(trials[0])
+
+# %% ../../nbs/study/00_comparison.ipynb #77072245
+class _Lines:
+    "A line for each cell that is done."
+    def __init__(self, total, out): self.total,self.out,self.n,self.ran,self.began = total,out,0,0,time.perf_counter()
+
+    def say(self, parts, seconds):
+        "Print what was done, of which empty parts are left out, and what is left to do."
+        self.n += 1
+        self.ran += seconds > 1
+        left = (time.perf_counter() - self.began)/self.ran*(self.total - self.n) if self.ran else 0
+        took = f'{seconds:.0f} s' + (f', about {duration(left)} left' if left else '')
+        print(f"[{self.n}/{self.total}] {' · '.join(filter(None, parts))} ({took})", file=self.out, flush=True)
+
+# %% ../../nbs/study/00_comparison.ipynb #f543c28a
+class _Bench:
+    "Cells as they are run, and what came of them."
+    def __init__(self, cells, data, model, valid_share, metric, lines, kwargs):
+        self.cells,self.make_data,self.model,self.valid_share = cells,data,model,valid_share
+        self.metric,self.lines,self.kwargs = metric,lines,kwargs
+        self.rows,self.tuned,self.datas = [],{},{}
+
+@patch
+def data(self:_Bench, cfg, value):
+    "The data of a seed at a value of the sweep; kept until another is asked for."
+    key = cfg.seed,value
+    if key not in self.datas:
+        self.datas.clear()
+        self.datas[key] = self.make_data(cfg)
+    return self.datas[key]
+
+@patch
+def swept(self:_Bench, value): return f'{self.cells.field} {value}' if self.cells.field else ''
+
+# %% ../../nbs/study/00_comparison.ipynb #dc162cfc
+@patch
+def tune(self:_Bench, value, label):
+    "Try each setting of an algorithm on the validation split; the best is noted in `tuned`."
+    losses,grid = [],self.cells.grid[label]
+    for j,settings in enumerate(grid):
+        cfg,began = self.cells.trial(value, label, j),time.perf_counter()
+        m = _cell(cfg, validation_split(self.data(cfg, value), self.valid_share, cfg.seed), self.model, False, self.kwargs)
+        losses.append(float('inf') if 'diverged' in m else float(np.mean([x['loss'] for x in m.values()])))
+        tried = ', '.join(f'{k} {x}' for k,x in settings.items())
+        said = f'{tried}: validation loss {losses[-1]:.3f}'
+        self.lines.say([self.swept(value), f'tuning {label}', said], time.perf_counter() - began)
+    if min(losses) == float('inf'): raise NonFiniteLoss(f"{label}: every trial diverged ({m['diverged']})")
+    self.tuned[value,label] = grid[int(np.argmin(losses))]
+
+@patch
+def run(self:_Bench, value, label, seed):
+    "Train and test a cell that counts, with the settings that were chosen; its rows are added."
+    settings = self.tuned.get((value,label), self.cells.grid[label][0])
+    cfg,began = self.cells.run(value, label, seed, settings),time.perf_counter()
+    m = _cell(cfg, self.data(cfg, value), self.model, True, self.kwargs)
+    for i,x in m.items():
+        row = dict(value=value, algorithm=label, seed=seed, client=int(i), task=x.get('task', ''))
+        self.rows.append({**row, **{k: y for k,y in x.items() if isinstance(y, float)}})
+    shown = Comparison(self.rows, self.metric).metric   # a metric that there isn't is found at the first cell
+    said = f'seed {seed}: {shown} {np.mean([x[shown] for x in m.values()]):.3f}'
+    self.lines.say([self.swept(value), label, said], time.perf_counter() - began)
+
+# %% ../../nbs/study/00_comparison.ipynb #aad1a551
+_metrics = (*filter(None, FedConfig.__dataclass_fields__['cross'].metadata['choices']), 'holdout_loss')   # that a test may have
+
+def _check_given(cfg, data, model, metric, callbacks, kwargs):
+    "Raise `ConfigError` for what can't be handed to `compare`."
+    expect(callable(data), 'data', "a function of a cell's config, such as `lambda cfg: data`", type(data).__name__)
+    fresh = model is None or callable(model) and not hasattr(model, 'parameters')
+    expect(fresh, 'model', "a function of a cell's config, which makes a fresh model", type(model).__name__)
+    other = cfg.imports or kwargs.get('client_class')   # somebody's own client may have other metrics
+    expect(metric is None or metric in _metrics or other, 'metric', 'one of ' + ', '.join(_metrics) + near(str(metric), _metrics), metric)
+    expect(isinstance(callbacks, (list,tuple)), 'callbacks', 'a list of `Callback`s', callbacks)
 
 def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is the comparison's
             algorithms=('local','fedavg','fedsa','mira'), # names, or {label: config fields}
@@ -286,59 +534,14 @@ def compare(cfg:FedConfig,      # what all have in common; its `output_dir` is t
             **kwargs,           # for every server: criterion, tokenizer, ...
            )->Comparison:       # saved in `cfg.output_dir` as compare.csv, .json, .md and .png
     "Run several algorithms on the same data, start and budget, and compare them client by client."
-    if not callable(data): raise ConfigError('data', "a function of a cell's config, such as `lambda cfg: data`", type(data).__name__)
-    if model is not None and (hasattr(model, 'parameters') or not callable(model)): raise ConfigError('model', "a function of a cell's config, which makes a fresh model", type(model).__name__)
+    _check_given(cfg, data, model, metric, callbacks, kwargs)
     import_user_code(cfg.imports)
-    variants = _variants(algorithms)
-    if not isinstance(seeds, (list,tuple,range)) or not len(seeds) or not all(isinstance(s, (int,np.integer)) and not isinstance(s, bool) and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds): raise ConfigError('seeds', 'a list of different whole numbers of at least 0', seeds)
-    if sweep and (not isinstance(sweep, dict) or len(sweep) != 1): raise ConfigError('sweep', 'one field with a list of values', sweep)
-    field,values = next(iter(sweep.items())) if sweep else (None,[None])
-    if not isinstance(values, (list,tuple)) or not values or len(set(map(str, values))) < len(values): raise ConfigError('sweep', 'one field with a list of different values', sweep)
-    if metric is not None and metric not in _metrics and not cfg.imports and not kwargs.get('client_class'): raise ConfigError('metric', 'one of ' + ', '.join(_metrics) + near(str(metric), _metrics), metric)   # of somebody's own client there may be others
-    for v in values:
-        if isinstance(v, (list,tuple,dict)): raise ConfigError(f'sweep: {field}', 'single values (lists and mappings can be settings of labels in `algorithms`)', v)
-    if not isinstance(callbacks, (list,tuple)): raise ConfigError('callbacks', 'a list of `Callback`s', callbacks)
-    grid,root,kwargs = _grid(tune or {}, list(variants)),Path(cfg.output_dir),{**kwargs, 'callbacks': callbacks}
-    def at(value, label, seed, settings, *folder):
-        "A cell's config."
-        own = _with(cfg.replace(**({field: value} if sweep else {})), {**variants[label], **settings})
-        return own.replace(seed=seed, output_dir=str(root.joinpath(*([f'{field}_{value}'] if sweep else []), *folder)))
-    trials = len(next(iter(grid.values())))
-    tuning = trials if trials > 1 else 0
-    for v,l in itertools.product(values, variants):     # all that can be wrong with a setting, or with what is in the folder, is found before anything runs
-        tried = [at(v, l, seeds[0], o, 'tune', l, str(j)) for j,o in enumerate(grid[l])]
-        for c in tried if tuning else (): _check_same([c])
-        for s in seeds: _check_same([at(v, l, s, o, l, f'seed_{s}') for o in grid[l]])
-        trackers(tried[0])
-    total,n,started,ran = len(values)*len(variants)*(tuning + len(seeds)),0,time.perf_counter(),0
-    def say(text, seconds):
-        nonlocal n,ran
-        n,ran = n+1,ran + (seconds > 1)
-        left = (time.perf_counter() - started)/ran*(total-n) if ran else 0
-        print(f"[{n}/{total}] {text} ({seconds:.0f} s{f', about {duration(left)} left' if left else ''})", file=out, flush=True)
-    rows,tuned,datas = [],{},{}
-    def data_at(c, value):
-        if (c.seed,value) not in datas:
-            datas.clear()
-            datas[c.seed,value] = data(c)
-        return datas[c.seed,value]
-    for v in values:
-        for label in variants if tuning else ():
-            losses = []
-            for j,o in enumerate(grid[label]):
-                c,t = at(v, label, seeds[0], o, 'tune', label, str(j)),time.perf_counter()
-                m = _cell(c, validation_split(data_at(c, v), valid_share, c.seed), model, False, kwargs)
-                losses.append(float('inf') if 'diverged' in m else float(np.mean([x['loss'] for x in m.values()])))
-                say(' · '.join([*([f'{field} {v}'] if sweep else []), f'tuning {label}', ', '.join(f'{k} {x}' for k,x in o.items())]) + f": validation loss {losses[-1]:.3f}", time.perf_counter() - t)
-            if min(losses) == float('inf'): raise NonFiniteLoss(f"{label}: every trial diverged ({m['diverged']})")
-            tuned[v,label] = grid[label][int(np.argmin(losses))]
-        for seed,label in itertools.product(seeds, variants):
-            o = tuned.get((v,label), grid[label][0])
-            c,t = at(v, label, seed, o, label, f'seed_{seed}'),time.perf_counter()
-            m = _cell(c, data_at(c, v), model, True, kwargs)
-            rows += [dict(value=v, algorithm=label, seed=seed, client=int(i), task=x.get('task', ''), **{k: y for k,y in x.items() if isinstance(y, float)}) for i,x in m.items()]
-            shown = Comparison(rows, metric).metric   # a metric that there isn't is found at the first cell
-            say(' · '.join([*([f'{field} {v}'] if sweep else []), label, f'seed {seed}']) + f": {shown} {np.mean([x[shown] for x in m.values()]):.3f}", time.perf_counter() - t)
-    result = Comparison(rows, metric, field, tuned)
-    result.save(root)
+    cells = _Cells(cfg, algorithms, seeds, tune, sweep)
+    cells.check()
+    bench = _Bench(cells, data, model, valid_share, metric, _Lines(cells.total, out), {**kwargs, 'callbacks': callbacks})
+    for v in cells.values:
+        for label in cells.variants if cells.tuning else (): bench.tune(v, label)
+        for seed,label in itertools.product(seeds, cells.variants): bench.run(v, label, seed)
+    result = Comparison(bench.rows, metric, cells.field, bench.tuned)
+    result.save(cells.root)
     return result

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['machine', 'facts', 'estimate', 'make_plan', 'plan_table']
 
-# %% ../../nbs/study/01_plan.ipynb #1d884e1c
-import json, math, os, shutil, tempfile, time
+# %% ../../nbs/study/01_plan.ipynb #d3f6296c
+import json, math, os, shutil, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np, torch
+from fastcore.basics import patch
 from ..algorithms import get_server
-from ..config import ConfigError, FedConfig
+from ..config import ConfigError, FedConfig, expect
 from ..data.clients import get_client_data
 from ..engines import group_limit
 from ..train.passes import count_saved
@@ -24,41 +25,53 @@ from ..train.local import batch_indices
 from ..train.tasks import Prepared
 from ..utils import LazyList, can_write, duration, existing, folded, plural, rng, spread
 
-# %% ../../nbs/study/01_plan.ipynb #13bee64f
+# %% ../../nbs/study/01_plan.ipynb #fef4c370
+def _line(path, key): # the number after `key` in a file of /proc, in kB there; bytes
+    return int(next(l for l in open(path) if l.startswith(key)).split()[1])*1024
+
 def _process(key): # bytes; `None` where there is no /proc
-    try: return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])*1024
+    try: return _line('/proc/self/status', key)
     except (OSError,StopIteration): return None
 
 def _limit():
-    "What is left of a container's memory, with what this process has."
-    try: return int(open('/sys/fs/cgroup/memory.max').read()) - int(open('/sys/fs/cgroup/memory.stat').readline().removeprefix('anon ')) + (_process('VmRSS') or 0)   # page cache gives way
+    "Bytes left of a container's memory, with what this process has; page cache gives way and isn't counted."
+    try:
+        most = int(open('/sys/fs/cgroup/memory.max').read())
+        used = int(open('/sys/fs/cgroup/memory.stat').readline().removeprefix('anon '))
     except (OSError,ValueError): return math.inf
+    return most - used + (_process('VmRSS') or 0)
+
+def _memory_there(device):
+    "Bytes that the process, or its GPU, may have."
+    if device is not None and device.type == 'cuda': return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    try: memory = _line('/proc/meminfo', 'MemAvailable') + (_process('VmRSS') or 0)
+    except (OSError,StopIteration): memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    return min(memory, _limit())
 
 def machine(output_dir,   # where a run will write; it needn't be there
             device=None,  # the torch device of the model; None: the CPU
            )->dict:       # memory, disk: bytes; files: how many more the disk takes, `None` where it doesn't say
-    "What a run may use here."
-    if device is not None and device.type == 'cuda': memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    else:
-        try: memory = int(next(l for l in open('/proc/meminfo') if l.startswith('MemAvailable')).split()[1])*1024 + (_process('VmRSS') or 0)
-        except (OSError,StopIteration): memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-        memory = min(memory, _limit())
+    "Memory and disk that a run may use here."
     p = existing(output_dir)
-    return dict(memory=int(memory), disk=shutil.disk_usage(p).free, files=os.statvfs(p).f_favail or None)
+    return dict(memory=int(_memory_there(device)), disk=shutil.disk_usage(p).free, files=os.statvfs(p).f_favail or None)
 
-# %% ../../nbs/study/01_plan.ipynb #dc721eed
+# %% ../../nbs/study/01_plan.ipynb #244f7322
 class _Clock(Callback):
-    "When what of a round was done, and what lay on the disk before the commit."
+    "Seconds of what is done in a round, and what lay on the disk before the commit."
     def __init__(self, time): self.time,self.rounds,self.prefix = time,[],[0.,0]   # seconds and tokens in the layers that never change
-    def before_round(self, server, t, ids):
-        self.now = dict(clients=len(ids), tokens=0, prefix=self.prefix[0])
-        self.at = self.time()
+
     def _since(self):
         before,self.at = self.at,self.time()
         return self.at - before
+
+    def before_round(self, server, t, ids):
+        self.now = dict(clients=len(ids), tokens=0, prefix=self.prefix[0])
+        self.at = self.time()
+
     def after_client(self, server, t, id, metrics):
         self.now['train'] = self.now.get('train', 0.) + self._since()
         self.now['tokens'] += metrics.get('tokens', 0)
+
     def after_mix(self, server, t, M):
         self.now['mix'] = self._since()
         self.now['prefix'] = self.prefix[0] - self.now['prefix']
@@ -66,339 +79,34 @@ class _Clock(Callback):
         mixed = inodes('local_output')
         self.now.update(different=len(mixed), linked=len(mixed & inodes('trained')))
         self.at = self.time()
+
     def after_round(self, server, record):
         self.now['commit'] = self._since()
         self.now['record'] = len(json.dumps(record))
         self.rounds.append(self.now)
 
-    def watch(self, prefix):
-        "Count what a prefix computes."
-        inner = prefix._compute
-        def compute(tokens, cache):
-            began = self.time()
-            out = inner(tokens, cache)
-            self.prefix[0] += self.time() - began
-            self.prefix[1] += len(tokens)
-            return out
-        prefix._compute = compute
+@patch
+def watch(self:_Clock, prefix):
+    "Count what a prefix computes."
+    inner = prefix._compute
+    def compute(tokens, cache):
+        began = self.time()
+        out = inner(tokens, cache)
+        self.prefix[0] += self.time() - began
+        self.prefix[1] += len(tokens)
+        return out
+    prefix._compute = compute
 
-def _settings(server, **fields):
-    "The server and its clients, with other settings."
-    server.cfg = server.cfg.replace(**fields)
-    for clients in vars(server).values():
-        for c in clients.alive.values() if isinstance(clients, LazyList) else (): c.cfg = server.cfg
+# %% ../../nbs/study/01_plan.ipynb #2ccd8c71
+def _trial_folder(output_dir):
+    "A folder for temporary files on the disk that the run will write to, where that can be."
+    near,tmp = existing(output_dir),Path(tempfile.gettempdir())
+    return tmp if tmp.stat().st_dev == near.stat().st_dev or not os.access(near.parent, os.W_OK) else near.parent
 
-def _memory(device): return torch.cuda.memory_allocated(device) if device.type == 'cuda' else _process('VmRSS')
-
-def _watch_peak(device):
-    "Begin counting the peak anew, where that can be."
-    if device.type == 'cuda': return torch.cuda.reset_peak_memory_stats(device)
-    try: open('/proc/self/clear_refs', 'w').write('5')
-    except OSError: pass
-
-def _peak(device): return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else _process('VmHWM')
-
-# %% ../../nbs/study/01_plan.ipynb #833815a2
-def _sizes(server, data): return np.array([server.task.size([e]) for e in data.items])
-
-def _count_tokens(server, some):
-    "Tokens that a client trains on in a step, on average, and whether that is counted or estimated; of one round and client, the share of its examples."
-    cfg,sizes = server.cfg,{i: _sizes(server, server.client_list[i].train_data) for i in some}
-    sel = server.selection
-    exact = len(some) == server.num_clients and len(sel) == cfg.rounds and 0 < sum(map(len, sel))*cfg.local_step <= 200_000
-    def step(i): return float(min(cfg.batch_size, len(sizes[i]))*sizes[i].mean())
-    each = [sizes[i][batch_indices(len(sizes[i]), min(cfg.batch_size, len(sizes[i])), cfg.local_step, rng(cfg.seed, 'batches', t, i))].sum()/cfg.local_step for t,ids in enumerate(sel) for i in ids] if exact else [step(i) for i in some]
-    return dict(step_tokens=float(np.mean(each)), exact=exact, examples=float(np.mean([len(s) for s in sizes.values()])), train_tokens=float(np.mean([s.sum() for s in sizes.values()])))
-
-def _blocks(n, block): return -(-n//block)*block
-
-def _deep(o, seen):
-    import sys
-    if id(o) in seen: return 0
-    seen.add(id(o))
-    inside = [*o, *o.values()] if isinstance(o, dict) else o if isinstance(o, (list,tuple)) else []
-    return sys.getsizeof(o) + sum(_deep(v, seen) for v in inside)
-
-def facts(server,     # fresh, its run at round 0
-          most=200,   # clients whose data is looked at
-         )->dict:     # plain values
-    "What is known of a run without training a step."
-    cfg,K,store,model = server.cfg,server.num_clients,server.store,server.model
-    some = spread(range(K), most)
-    lora = sum(t.numel()*t.element_size() for n,t in server.live.tensors.items() if n.endswith(('lora_A.weight','lora_B.weight')))
-    trained = set().union(*(server.trained_tensors(t) or server.live.tensors for t in (0,1)))
-    block,folder = os.statvfs(store.root).f_frsize,store.folder(0).stat().st_blocks*512   # small folders may take none
-    files = {n: (store.folder(0)/n).stat().st_size for n in store.files}
-    tests = [server.lst_data_dict[i]['test'] for i in some]
-    f = dict(algorithm=type(server).name or type(server).__name__, clients=K, rows=len(server.row_ids([0])), graph=server.alk_connection is not None, learned=bool(getattr(server, 'learns_graph', False)),
-             engine=type(server.engine).__name__.removesuffix('Engine').lower(), group=getattr(server.engine, 'size', 1), device=str(server.device),
-             base=sum(p.numel() for p in model.parameters()) - sum(t.numel() for t in server.live.tensors.values()), trained=sum(t.numel() for n,t in server.live.tensors.items() if n in trained),
-             row=server.live.layout.nbytes, header=len(server.live.layout.header), lora=lora, weights=store.weights, files=files, block=block, folder=folder, r=cfg.r, asked=(cfg.rounds,cfg.m), local_step=cfg.local_step, bounds=(cfg.memory_gb,cfg.clients_per_batch),
-             selection=server.selection if sum(map(len, server.selection)) <= 100_000 else None, test_examples=float(np.mean(list(map(len, tests)))), tests_apart=len({id(t) for t in tests})/len(tests),
-             holdout=len(server.holdout.items) if server.holdout else 0, newcomers=len(getattr(server.lst_data_dict, 'newcomers', None) or ()), data_bytes=_deep([server.lst_data_dict[i] for i in spread(range(K), 20)], set())/min(K, 20),
-             **_count_tokens(server, some))
-    if server.task_is_text:
-        c = server.client_list[some[0]]
-        with torch.enable_grad(), server.task.training(model), count_saved(model) as saved:
-            items = list(c.train_data.items[:max(1, cfg.batch_size)])
-            with server.task.loss(model).over(server.live, [0]*len(items), items): pass
-        f.update(pass_tokens=server.task.pass_tokens(model), label_bytes=server.task.token_bytes(model), token_bytes=sum(saved.values())/server.task.size(items))
-        t = [server.client_list[i].test_data for i in spread(some, 20)]
-        f.update(answer_tokens=float(np.mean([len(e.answer) for d in t for e in d.items])), prompt_tokens=float(np.mean([len(e.prompt) for d in t for e in d.items])))
-        if server.task.prefix is not None:
-            c,first,size = model.config.get_text_config(),server.task.prefix.first,2 if cfg.prefix_dtype != 'same' else next(model.parameters()).element_size()
-            f.update(prefix=dict(train=c.hidden_size*size, test=(c.hidden_size + 2*first*(getattr(c, 'num_key_value_heads', None) or c.num_attention_heads)*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads))*size))
-    else: f.update(token_bytes=0.)
-    one = server.one_model and not server.personal_tensors(0) and cfg.space == 'factors'   # then all have one file
-    d = 2*(f['rows'] - 1) + 1 if one else 2*f['rows']
-    f.update(of=2, different=d, linked=0, last=[d, 0], process=_memory(server.device))
-    return f
-
-# %% ../../nbs/study/01_plan.ipynb #2d18f0d4
-def _steps(server, f, clock, seconds, K):
-    "Run some rounds of a few clients; the rates go into `f`."
-    cfg,of = server.cfg,range(server.num_clients)
-    _settings(server, rounds=max(6, cfg.rounds), lr_schedule='constant', local_step=1, eval_every=0)
-    began = clock.time()
-    server.one_round(0, of[:1])
-    first = clock.time() - began
-    most = min(f['group'] if f['engine'] == 'batched' else 8, _number(K, cfg.m))
-    rate = max(1e-6, clock.rounds[0]['train'])   # of a client's step, and more
-    fit = f['pass_tokens']/f['step_tokens'] if 'pass_tokens' in f else most
-    n = int(max(2, min(most, max(math.ceil(fit), 1/rate), seconds/4/rate)))
-    ids = sorted(spread(of, n))
-    begun = clock.time()
-    for i in ids:
-        c = server.client_list.client_class(server, i)
-        c.train_data,c.test_data,c.fingerprint
-    f['seconds_data'] = (clock.time() - begun)/len(ids)
-    for i in server.row_ids(ids): server.client(i).train_data
-    t = 1
-    for _ in range(2):
-        server.one_round(t, ids)
-        t += 1
-        if clock.rounds[-1]['train'] > 2: break   # what the first has besides doesn't count then
-    one = clock.rounds[-1]
-    more = int(np.clip(8/max(1e-4, one['train']), 1, 30))
-    _settings(server, local_step=1+more)
-    server.one_round(t, ids)
-    many = clock.rounds[-1]
-    if type(server).fixed_rounds:
-        _settings(server, local_step=1, rounds=t+2)
-        server.one_round(t+1, ids)
-    net = lambda o: o['train'] - o['prefix']
-    beta = max(1e-12, (net(many) - net(one))/max(1, many['tokens'] - one['tokens']))
-    alpha = max(0., net(one) - beta*one['tokens'])/(len(ids)*f['rows'])
-    if net(one) > .2*len(ids)*f['rows']: alpha,beta = 0.,(net(one) + net(many))/(one['tokens'] + many['tokens'])   # beside such steps nothing else counts, and their sum is surer than their difference
-    rounds = clock.rounds[1:]
-    f.update(seconds_token=beta, seconds_client=alpha, first=max(0., first - alpha*f['rows'] - beta*clock.rounds[0]['tokens']), measured_clients=len(ids), measured_tokens=sum(o['tokens'] for o in clock.rounds), steps=2 + more + (t > 2),
-             mix_row=min(o['mix'] for o in rounds)/(len(ids)*f['rows']), commit_row=min(o['commit'] for o in rounds)/(len(ids)*f['rows']), record=(many['record'] - clock.rounds[0]['record'])/max(1, len(ids) - 1), record_round=clock.rounds[0]['record'], state=(server.store.root/'state.json').stat().st_size/(len(ids)*f['rows']),
-             of=len(ids), different=many['different'], linked=many['linked'], last=[clock.rounds[-1][k] for k in ('different','linked')], kept=[(server.store.kept_file(k, r)).stat().st_size for k,(r,_) in server.store.kept_in.items()])
-    if clock.prefix[1]: f['seconds_prefix'] = clock.prefix[0]/clock.prefix[1]
-    tokens = min(f.get('pass_tokens', math.inf), f['step_tokens']*(len(ids)*f['rows'] if f['engine'] == 'batched' else 1))
-    peak = _peak(server.device)
-    if peak: f['token_bytes'] = max(0., peak - f['process'] - 4*f['row']*(len(ids) if f['engine'] == 'batched' else 1))/tokens
-    return ids
-
-def _answers(server, f, clock, ids):
-    "Test a batch of questions as the base model, and as trained adapters do."
-    task,row = server.task,server.store.load_row(0, 0)
-    def pairs(left):
-        for i in ids:
-            if left <= 0: return
-            c,d = server.client_list.client_class(server, i),server.client_list[i].test_data
-            n = min(left, len(d.items))
-            c.test_data = Prepared(d.examples[:n], [d.items[j] for j in range(n)], 0, 0)
-            left -= n
-            yield c,row
-    def timed(left, **fields):
-        before,task.cfg = task.cfg,task.cfg.replace(**fields)
-        begun,inside = clock.time(),clock.prefix[0]
-        try: got = list(server.engine.test(pairs(left)))
-        finally: task.cfg = before
-        return clock.time() - begun - clock.prefix[0] + inside,got
-    loading,_ = timed(1, max_new_tokens=1)   # where the metrics are loaded
-    batch = server.cfg.eval_batch_size
-    n = min(batch, sum(len(server.client_list[i].test_data.items) for i in ids))
-    base,got = timed(n)
-    def text(o): return len(json.dumps(o, ensure_ascii=False))
-    f['card'] = 4*np.mean([len(json.dumps(m, indent=1)) + 8*len(m) for _,m,_ in got])   # own, base, commonest, average
-    f['said'] = np.mean([text({k: e.get(k) or '' for k in ('task','instruction','input','output')}) + 15 + 3*(text(o) + 10) for c,_,a in got for e,o in zip(c.test_data.examples, a)]) if got[0][2] else 0.
-    own = timed(n, max_new_tokens=max(1, min(server.cfg.max_new_tokens, math.ceil(f['answer_tokens']))))[0] if 'answer_tokens' in f else base
-    f.update(first_test=max(0., loading - base/n), seconds_base=base/n, seconds_own=own/n, measured_questions=n)
-    if 'answer_tokens' in f:
-        c = got[0][0].test_data
-        begun = clock.time()
-        task.scores(c.examples, [e['output'] for e in c.examples])
-        f['seconds_score'] = (clock.time() - begun)/len(c.examples)
-    begun = clock.time()
-    for _ in server.engine.test(pairs(n), scores=False): pass
-    f['seconds_loss'] = (clock.time() - begun)/n
-
-# %% ../../nbs/study/01_plan.ipynb #29613ac6
-def _number(K, m): return max(1, round(m*K))
-
-def _scaled(count, of, n): # n may be a number on average
-    "How many different things n clients have, if `of` clients have `count`: so many each, and some that all share."
-    each,shared = divmod(count, of)
-    return each*n + shared if n >= .5 else 0
-
-def _latest(f, cfg, K):
-    "For each round, the newest first: how many clients' states made in it are there at the end."
-    R,keep,n = cfg.rounds,cfg.keep_rounds,_number(K, cfg.m)
-    if f['selection'] and K == f['clients'] and (cfg.rounds,cfg.m) == f['asked'] and len(f['selection']) == R:
-        last = {i: t for t,ids in enumerate(f['selection']) for i in ids}
-        left = np.bincount([*last.values()], minlength=R)
-        return [len(f['selection'][t]) if R-1-t < keep else int(left[t]) for t in reversed(range(R))],len(last),[len(ids) for ids in f['selection']]
-    p = n/K
-    return [n if a < keep else n*(1 - p)**a for a in range(R)],K*(1 - (1 - p)**R),[n]*R
-
-def _disk(f, cfg, K, weights, turns, stay, took_part):
-    "At the end, at most, files and folders, and the parts."
-    R,n,rows,b,of = cfg.rounds,_number(K, cfg.m),f['rows'],f['block'],f['of']
-    W,small = _blocks(weights, b),f['folder'] + sum(_blocks(s, b) for s in f['files'].values())
-    def different(a, c): return _scaled(f['different'] if a else f['last'][0], of, c)   # a: rounds before the last
-    def linked(a, c): return _scaled(f['linked'] if a else f['last'][1], of, c)         # states that are links of what was trained
-    def states(a, c): return different(a, c)*W + c*rows*small
-    trained = sum(turns)*rows*(W + small) - sum(linked(a, c) for a,c in enumerate(stay))*W   # a link takes nothing
-    count = sum(c*rows*(1 + len(f['files'])) + different(a, c) for a,c in enumerate(stay))
-    if cfg.keep_trained: count += sum(turns)*rows*(2 + len(f['files'])) - sum(linked(a, c) for a,c in enumerate(stay))
-    graphs = 1 if not f['learned'] else sum(c >= .5 for c in stay)
-    said = [K*f['test_examples']*f['said'], K*f['card'] + 4000, f['picture']] if 'said' in f else []
-    recorded = [f.get('record', 60.)*sum(turns) + f.get('record_round', 200)*R, f.get('state', 90.)*K, 100*R, 2*b]   # history, state.json, timing.jsonl, config.yaml
-    parts = dict(states=sum(states(a, c) + f['folder']*(c >= .5) for a,c in enumerate(stay)), trained=trained if cfg.keep_trained else 0, kept=_scaled(len(f['kept']), of, took_part)*_blocks(np.mean(f['kept']), b) if f.get('kept') else 0,
-                 graph=graphs*_blocks(8*K*K + 128, b) if f['graph'] else 0, records=W + small + sum(_blocks(x, b) for x in recorded), answers=sum(_blocks(x, b) for x in said))
-    end = sum(parts.values())
-    before = turns[-1]*rows*(W + small) - linked(0, turns[-1])*W if R and not cfg.keep_trained else 0   # as trained, in the last round
-    dropped = states(1, n) if R > cfg.keep_rounds else 0
-    return dict(end=round(end), peak=round(max(end, end - parts['answers'] + before + dropped)), files=round(count), parts={k: round(v) for k,v in parts.items() if v})
-
-def _prefix_tokens(f, cfg, K, turns, took_part):
-    "Tokens of different training examples and of test prompts, whose hidden states are kept."
-    if 'prefix' not in f or not cfg.cache_prefix: return 0,0
-    seen = f['examples']*(1 - (1 - min(1, cfg.local_step*min(cfg.batch_size, f['examples'])/f['examples']))**(sum(turns)/K))   # examples that a client trains on
-    return took_part*seen*f['train_tokens']/f['examples'],K*f['tests_apart']*f['test_examples']*f['prompt_tokens']
-
-def _in_memory(f, cfg, K, row, turns, new):
-    "Clients that train together, and the parts of the peak."
-    n,device = _number(K, cfg.m)*f['rows'],torch.device(f['device'])
-    G,cap = f['group'],f.get('pass_tokens', math.inf)
-    if (cfg.memory_gb,cfg.clients_per_batch) != f['bounds']: G,cap = group_limit(cfg, device, row),pass_limit(cfg, device, f['label_bytes']) if 'label_bytes' in f else cap
-    G = int(min(G, n)) if f['engine'] == 'batched' else 1
-    tokens = max(min(cap, f['step_tokens']*G), f['step_tokens']/max(1, cfg.batch_size))   # of a pass
-    parts = dict(process=f['process'] or 0, rows=4*row*G, activations=f['token_bytes']*tokens)
-    if device.type != 'cuda':
-        parts.update(data=max(0, K - f['clients'])*f['data_bytes'], graph=5*8*K*K*f['graph'], mixing=(5 if f['graph'] else 2)*8*n*n, records=300*f['rows']*sum(turns) + 500*K)
-        if any(new): parts['prefix'] = min(cfg.prefix_memory_gb*1e9, new[0]*f['prefix']['train'] + new[1]*f['prefix']['test'])
-    return G,{k: round(v) for k,v in parts.items() if v}
-
-def _seconds(f, cfg, K, row, turns, tokens, new):
-    "Seconds of each part of a run."
-    R,rows,n = cfg.rounds,f['rows'],_number(K, cfg.m)*f['rows']
-    product = 2.*n*n*row/4/2e10 if _scaled(f['different'], f['of'], n) > n/2 and n > 500 else 0
-    again = sum(turns)*rows if K*rows > cfg.max_alive else max(0, K - f['clients'])   # clients whose data is tokenised, besides at the start
-    T = dict(start=f['start'] + f['first'] + f['first_test'] + f['curves'], train=rows*(f['seconds_client']*sum(turns) + f['seconds_token']*tokens), mix=(f['mix_row']*n + product)*R, commit=f['commit_row']*rows*sum(turns), tokenise=f['seconds_data']*again)
-    if 'seconds_prefix' in f: T['prefix'] = f['seconds_prefix']*sum(new)
-    own,tests = f['seconds_own'] if R else f['seconds_base'],K*f['test_examples']
-    apart = f['tests_apart']*tests   # clients with one test set are asked once, where all have one adapter
-    T['test'] = own*tests + f['seconds_base']*apart + (own*apart if R and _scaled(f['different'], f['of'], K) > 1 else 0) + f.get('seconds_score', 0)*tests + f['seconds_loss']*f['holdout']*(K + 2)
-    if cfg.eval_every: T['evaluate'] = f['seconds_loss']*f['test_examples']*sum(c for t,c in enumerate(turns) if (t+1) % cfg.eval_every == 0 or t+1 == R)
-    if cfg.cross: T['cross'] = K*tests*(f['seconds_loss'] if cfg.cross == 'loss' else own)
-    if f['newcomers']: T['newcomers'] = f['newcomers']*(4*(2*own*f['test_examples'] + f['seconds_client'] + f['seconds_token']*f['step_tokens']*cfg.local_step) + K*f['seconds_loss']*f['examples'])   # from four starts
-    return dict(total=sum(T.values()), **T)
-
-# %% ../../nbs/study/01_plan.ipynb #9e64d86c
-def estimate(f:dict,         # from `facts`, with or without what was measured
-             cfg:FedConfig,  # its settings may be others than those that the facts were taken with
-             clients=None,   # K; None: as many as the data has
-            )->dict:         # plain values, in bytes, tokens, seconds
-    "What a run takes, by arithmetic."
-    K = f['clients'] if clients is None else clients
-    row = f['row'] + f['lora']*(cfg.r/f['r'] - 1)
-    weights = f['header'] + row
-    stay,took_part,turns = _latest(f, cfg, K)
-    tokens,new = f['step_tokens']*cfg.local_step*sum(turns),_prefix_tokens(f, cfg, K, turns, took_part)
-    together,parts = _in_memory(f, cfg, K, row, turns, new)
-    same = (cfg.rounds,cfg.m,cfg.local_step,K) == (*f['asked'],f['local_step'],f['clients'])
-    out = dict(algorithm=f['algorithm'], clients=K, clients_in_data=f['clients'], clients_a_round=_number(K, cfg.m), rounds=cfg.rounds, engine=f['engine'], clients_together=together, device=f['device'],
-               parameters=dict(base=f['base'], trained=f['trained'], share=f['trained']/(f['base'] + f['trained'])),
-               client=dict(bytes={f['weights']: round(weights), **f['files']}, on_disk=round(_blocks(weights, f['block']) + f['folder'] + sum(_blocks(s, f['block']) for s in f['files'].values())), states=f['rows']),
-               disk=_disk(f, cfg, K, weights, turns, stay, took_part), memory=dict(peak=sum(parts.values()), of='GPU' if f['device'].startswith('cuda') else 'process', parts=parts),
-               tokens=dict(run=round(tokens), a_round=round(tokens/max(1, cfg.rounds)), a_step=round(f['step_tokens']), exact=f['exact'] and same))
-    return {**out, 'time': _seconds(f, cfg, K, row, turns, tokens, new)} if 'seconds_token' in f else out
-
-# %% ../../nbs/study/01_plan.ipynb #7837d72c
-def _powers(x, least=1):
-    "x/2, x/4, ... down to `least`."
-    while x > least:
-        x = max(least, x/2)
-        yield x
-
-def _ways(cfg, K, what, est):
-    "Settings that may help, each with its values from mild to strong."
-    m = dict(m=[float(f'{k/K:.2g}') for k in _powers(est['clients_a_round'])])
-    last = dict(name=None, clients=[int(k) for k in _powers(K)])
-    keep = dict(keep_rounds=sorted({max(1, int(k)) for k in _powers(cfg.keep_rounds)}, reverse=True))
-    if what == 'memory':
-        acts = est['memory']['parts'].get('activations', 0)
-        return {**(dict(prefix_memory_gb=[float(f'{g:.2g}') for g in (*_powers(cfg.prefix_memory_gb, .1), 0.)]) if est['memory']['parts'].get('prefix') else {}), **(dict(memory_gb=[float(f'{g:.2g}') for g in _powers(max(.02, acts*4/3e9), .01)]) if acts else {}),
-                **(dict(clients_per_batch=[max(1, int(k)) for k in _powers(est['clients_together'])]) if est['engine'] == 'batched' else {}), **m, **last}
-    if what in ('disk','files'): return {**(dict(keep_trained=[False]) if cfg.keep_trained else {}), **keep, **m, **(dict(r=[max(1, int(k)) for k in _powers(cfg.r)]) if what == 'disk' and not cfg.ranks else {}), **last}
-    return {**m, 'rounds': [max(1, int(k)) for k in _powers(cfg.rounds)], 'local_step': [max(1, int(k)) for k in _powers(cfg.local_step)], 'clients': last['clients']}
-
-def _too_much(est, there):
-    "What doesn't fit: name -> (needed, there)."
-    needs = dict(memory=est['memory']['peak'], disk=est['disk']['peak'], files=est['disk']['files'], time=est['time']['total'] if 'time' in est else None)
-    return {k: (needs[k],there[k]) for k in needs if there.get(k) is not None and needs[k] is not None and needs[k] > there[k]}
-
-def _problems(cfg, K, there, ask, graphless):
-    "What doesn't fit, with the settings that make it fit, and settings under which all fits, or `None`."
-    def tried(given, what):
-        est = ask(given)
-        for field,values in _ways(cfg, given.get('clients', K), what, est).items():
-            if field == 'name':
-                if not est['disk']['parts'].get('graph') or graphless is None or 'name' in given: continue
-                values = [graphless]
-            yield field,[v for v in values if field in given or v != getattr(cfg, field, None)]
-    out,est = [],ask({})
-    for what,(needs,has) in _too_much(est, there).items():
-        fits = []
-        for field,values in tried({}, what):
-            hit = next((v for v in values if what not in _too_much(ask({field: v}), there)), None)
-            if hit is not None: fits.append({field: hit})
-        most = max(est['memory']['parts'], key=est['memory']['parts'].get) if what == 'memory' else None
-        out.append(dict(what=what, needs=needs, there=has, **({'mostly': most} if most else {}), settings=fits))
-    together = {}
-    while left := _too_much(ask(together), there):
-        what = next(iter(left))
-        strong = None
-        for field,values in tried(together, what):
-            if field == 'clients' and strong is not None: continue   # their number comes last
-            hit = next((v for v in values if what not in _too_much(ask({**together, field: v}), there)), None)
-            if hit is not None: break
-            less = [v for v in values if _need(ask({**together, field: v}), what) < .9*_need(ask(together), what)]
-            if less and field not in together and strong is None: strong = field,less[-1]
-        else:
-            if strong is None: return out,None
-            field,hit = strong
-        together[field] = hit
-    for field in list(together):   # each as mild as the others allow
-        for v in dict(tried({k: v for k,v in together.items() if k != field}, what)).get(field, []):
-            if not _too_much(ask({**together, field: v}), there):
-                together[field] = v
-                break
-    return out,together if out else {}
-
-def _need(est, what): return dict(memory=est['memory']['peak'], disk=est['disk']['peak'], files=est['disk']['files'], time=est.get('time', {}).get('total', 0))[what]
-
-# %% ../../nbs/study/01_plan.ipynb #8c168e99
 @contextmanager
 def _trial(cfg, data, model, kwargs, time):
-    "A server as the run will have it, in a folder that is gone after the block."
-    near = existing(cfg.output_dir)
-    tmp = Path(tempfile.gettempdir())
-    where = tmp if tmp.stat().st_dev == near.stat().st_dev or not os.access(near.parent, os.W_OK) else near.parent
-    with tempfile.TemporaryDirectory(prefix='.fedai-plan-', dir=where) as d:
+    "A server as the run will have it, and its clock, in a folder that is gone after the block."
+    with tempfile.TemporaryDirectory(prefix='.fedai-plan-', dir=_trial_folder(cfg.output_dir)) as d:
         clock = _Clock(time)
         server = get_server(cfg.replace(output_dir=f'{d}/run'), data, model, callbacks=[clock], **kwargs)
         begin = server.live.row.clone()
@@ -409,11 +117,605 @@ def _trial(cfg, data, model, kwargs, time):
             unchanged_base(server.model)
             if model is not None and server.model is not model and hasattr(server.model, 'unload'): server.model.unload()
 
+# %% ../../nbs/study/01_plan.ipynb #788ef437
+def _sizes(server, data): return np.array([server.task.size([e]) for e in data.items])
+
+def _drawn_tokens(cfg, sizes, t, i):
+    "Tokens of a step of client i in round t, the mean of those that are drawn."
+    n = len(sizes)
+    at = batch_indices(n, min(cfg.batch_size, n), cfg.local_step, rng(cfg.seed, 'batches', t, i))
+    return sizes[at].sum()/cfg.local_step
+
+def _count_tokens(server, some):
+    "Tokens that a client trains on in a step, on average, and whether that is counted or estimated; its examples and their tokens."
+    cfg,sel = server.cfg,server.selection
+    sizes = {i: _sizes(server, server.client_list[i].train_data) for i in some}
+    known = len(some) == server.num_clients and len(sel) == cfg.rounds
+    exact = known and 0 < sum(map(len, sel))*cfg.local_step <= 200_000
+    if exact: each = [_drawn_tokens(cfg, sizes[i], t, i) for t,ids in enumerate(sel) for i in ids]
+    else: each = [float(min(cfg.batch_size, len(s))*s.mean()) for s in sizes.values()]
+    examples,tokens = (float(np.mean([f(s) for s in sizes.values()])) for f in (len, np.sum))
+    return dict(step_tokens=float(np.mean(each)), exact=exact, examples=examples, train_tokens=tokens)
+
+# %% ../../nbs/study/01_plan.ipynb #0ab7e9d8
+def _about_run(server):
+    "Algorithm, engine and selection."
+    cfg,engine,selected = server.cfg,server.engine,sum(map(len, server.selection))
+    return dict(
+        algorithm=type(server).name or type(server).__name__,
+        clients=server.num_clients, rows=len(server.row_ids([0])),
+        graph=server.alk_connection is not None, learned=bool(getattr(server, 'learns_graph', False)),
+        engine=type(engine).__name__.removesuffix('Engine').lower(), group=getattr(engine, 'size', 1), device=str(server.device),
+        r=cfg.r, asked=(cfg.rounds,cfg.m), local_step=cfg.local_step, bounds=(cfg.memory_gb,cfg.clients_per_batch),
+        selection=server.selection if selected <= 100_000 else None)
+
+# %% ../../nbs/study/01_plan.ipynb #c93e2fbe
+def _about_model(server):
+    "Parameters, and the bytes of a row."
+    model,live = server.model,server.live
+    trained = set().union(*(server.trained_tensors(t) or live.tensors for t in (0,1)))
+    lora = [t for n,t in live.tensors.items() if n.endswith(('lora_A.weight','lora_B.weight'))]
+    return dict(
+        base=sum(p.numel() for p in model.parameters()) - sum(t.numel() for t in live.tensors.values()),
+        trained=sum(t.numel() for n,t in live.tensors.items() if n in trained),
+        row=live.layout.nbytes, header=len(live.layout.header), lora=sum(t.numel()*t.element_size() for t in lora))
+
+def _about_disk(server):
+    "Sizes of blocks, of a folder (small ones may take none) and of the files in it."
+    store = server.store
+    start = store.folder(0)
+    files = {n: (start/n).stat().st_size for n in store.files}
+    return dict(weights=store.weights, files=files, block=os.statvfs(store.root).f_frsize, folder=start.stat().st_blocks*512)
+
+def _different_files(server, rows):
+    "Files of two clients: different ones, links of what was trained; the same of the last round."
+    one = server.one_model and not server.personal_tensors(0) and server.cfg.space == 'factors'   # then all have one file
+    d = 2*(rows - 1) + 1 if one else 2*rows
+    return dict(of=2, different=d, linked=0, last=[d, 0])
+
+# %% ../../nbs/study/01_plan.ipynb #5491f72b
+def _deep(o, seen):
+    "Bytes of an object and all that is in it, each thing once."
+    if id(o) in seen: return 0
+    seen.add(id(o))
+    inside = [*o, *o.values()] if isinstance(o, dict) else o if isinstance(o, (list,tuple)) else []
+    return sys.getsizeof(o) + sum(_deep(v, seen) for v in inside)
+
+def _about_data(server, some):
+    "Test questions, and the bytes of a client's data."
+    data,K = server.lst_data_dict,server.num_clients
+    tests = [data[i]['test'] for i in some]
+    return dict(
+        test_examples=float(np.mean(list(map(len, tests)))), tests_apart=len({id(t) for t in tests})/len(tests),
+        holdout=len(server.holdout.items) if server.holdout else 0, newcomers=len(getattr(data, 'newcomers', None) or ()),
+        data_bytes=_deep([data[i] for i in spread(range(K), 20)], set())/min(K, 20))
+
+# %% ../../nbs/study/01_plan.ipynb #3a6111ef
+def _kept_bytes(server, c):
+    "Bytes that a pass keeps for each token, looked at in one of a client's batches."
+    model,items = server.model,list(c.train_data.items[:max(1, server.cfg.batch_size)])
+    with torch.enable_grad(), server.task.training(model), count_saved(model) as saved:
+        with server.task.loss(model).over(server.live, [0]*len(items), items): pass
+    return sum(saved.values())/server.task.size(items)
+
+def _prefix_bytes(server):
+    "Bytes of a token's hidden states that are kept, in training and in the test."
+    model,c = server.model,server.model.config.get_text_config()
+    size = 2 if server.cfg.prefix_dtype != 'same' else next(model.parameters()).element_size()
+    heads = getattr(c, 'num_key_value_heads', None) or c.num_attention_heads
+    width = getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
+    return dict(train=c.hidden_size*size, test=(c.hidden_size + 2*server.task.prefix.first*heads*width)*size)
+
+def _about_text(server, some):
+    "Tokens of a pass, of prompts and answers, and their bytes."
+    task,model = server.task,server.model
+    f = dict(token_bytes=_kept_bytes(server, server.client_list[some[0]]))
+    f.update(pass_tokens=task.pass_tokens(model), label_bytes=task.token_bytes(model))
+    items = [server.client_list[i].test_data.items for i in spread(some, 20)]
+    for k in ('answer','prompt'): f[f'{k}_tokens'] = float(np.mean([len(getattr(e, k)) for d in items for e in d]))
+    if task.prefix is not None: f['prefix'] = _prefix_bytes(server)
+    return f
+
+# %% ../../nbs/study/01_plan.ipynb #f05a5432
+def _memory(device): # bytes that are used now
+    return torch.cuda.memory_allocated(device) if device.type == 'cuda' else _process('VmRSS')
+
+def facts(server,     # fresh, its run at round 0
+          most=200,   # clients whose data is looked at
+         )->dict:     # plain values
+    "All that is known of a run without training a step."
+    some = spread(range(server.num_clients), most)
+    f = {**_about_run(server), **_about_model(server), **_about_disk(server), **_about_data(server, some), **_count_tokens(server, some)}
+    f.update(_about_text(server, some) if server.task_is_text else dict(token_bytes=0.))
+    f.update(_different_files(server, f['rows']), process=_memory(server.device))
+    return f
+
+# %% ../../nbs/study/01_plan.ipynb #450ae7c0
+def _number(K, m): return max(1, round(m*K))
+
+def _settings(server, **fields):
+    "Give the server and its clients other settings."
+    server.cfg = server.cfg.replace(**fields)
+    for clients in vars(server).values():
+        if not isinstance(clients, LazyList): continue
+        for c in clients.alive.values(): c.cfg = server.cfg
+
+def _how_many(f, cfg, seconds, rate, K):
+    "Clients to measure, where one takes `rate` seconds for a step."
+    most = min(f['group'] if f['engine'] == 'batched' else 8, _number(K, cfg.m))
+    fit = f['pass_tokens']/f['step_tokens'] if 'pass_tokens' in f else most   # that fill a pass
+    return int(max(2, min(most, max(math.ceil(fit), 1/rate), seconds/4/rate)))
+
+def _alpha_beta(one, many, clients):
+    "Seconds a client, and a token, by rounds of one step and of many."
+    net = lambda o: o['train'] - o['prefix']
+    if net(one) > .2*clients: return 0.,(net(one) + net(many))/(one['tokens'] + many['tokens'])
+    beta = max(1e-12, (net(many) - net(one))/max(1, many['tokens'] - one['tokens']))
+    return max(0., net(one) - beta*one['tokens'])/clients,beta
+
+# %% ../../nbs/study/01_plan.ipynb #f6af2061
+def _open_data(server, clock, ids):
+    "Seconds that a client's data takes until it can be trained on; afterwards that of the measured rows is there."
+    begun = clock.time()
+    for i in ids:
+        c = server.client_list.client_class(server, i)
+        c.train_data,c.test_data,c.fingerprint
+    took = clock.time() - begun
+    for i in server.row_ids(ids): server.client(i).train_data
+    return took/len(ids)
+
+def _rounds(server, clock, ids):
+    "Run rounds of one step, and of more: the last of one step, that of more, and how many steps there were."
+    ones = 0
+    while ones < 2:
+        ones += 1
+        server.one_round(ones, ids)
+        if clock.rounds[-1]['train'] > 2: break   # what the first has besides doesn't count then
+    one = clock.rounds[-1]
+    more = int(np.clip(8/max(1e-4, one['train']), 1, 30))
+    _settings(server, local_step=1+more)
+    server.one_round(ones+1, ids)
+    many = clock.rounds[-1]
+    if type(server).fixed_rounds:   # its last round is another
+        _settings(server, local_step=1, rounds=ones+3)
+        server.one_round(ones+2, ids)
+    return one,many,1 + ones + more
+
+def _peak(device): return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else _process('VmHWM')
+
+def _watch_peak(device):
+    "Begin counting the peak anew, where that can be."
+    if device.type == 'cuda': return torch.cuda.reset_peak_memory_stats(device)
+    try: open('/proc/self/clear_refs', 'w').write('5')
+    except OSError: pass
+
+# %% ../../nbs/study/01_plan.ipynb #0a8e5f3c
+def _round_facts(server, clock, ids, rows, many):
+    "Seconds a row and bytes of mixing, committing, recording."
+    rounds,n,store = clock.rounds[1:],len(ids)*rows,server.store
+    return dict(
+        mix_row=min(o['mix'] for o in rounds)/n, commit_row=min(o['commit'] for o in rounds)/n,
+        record=(many['record'] - clock.rounds[0]['record'])/max(1, len(ids) - 1), record_round=clock.rounds[0]['record'],
+        state=(store.root/'state.json').stat().st_size/n,
+        of=len(ids), different=many['different'], linked=many['linked'], last=[clock.rounds[-1][k] for k in ('different','linked')],
+        kept=[store.kept_file(k, r).stat().st_size for k,(r,_) in store.kept_in.items()])
+
+def _token_bytes(f, peak, clients):
+    "Bytes of a token in a pass, by the peak of memory."
+    together = clients if f['engine'] == 'batched' else 1
+    tokens = min(f.get('pass_tokens', math.inf), f['step_tokens']*(together*f['rows'] if f['engine'] == 'batched' else 1))
+    return max(0., peak - f['process'] - 4*f['row']*together)/tokens
+
+def _steps(server, f, clock, seconds, K):
+    "Run some rounds of a few clients, which are returned; the rates go into `f`."
+    cfg,everyone = server.cfg,range(server.num_clients)
+    _settings(server, rounds=max(6, cfg.rounds), lr_schedule='constant', local_step=1, eval_every=0)
+    began = clock.time()
+    server.one_round(0, everyone[:1])
+    first,began_with = clock.time() - began,clock.rounds[0]
+    ids = sorted(spread(everyone, _how_many(f, cfg, seconds, max(1e-6, began_with['train']), K)))
+    f['seconds_data'] = _open_data(server, clock, ids)
+    one,many,steps = _rounds(server, clock, ids)
+    alpha,beta = _alpha_beta(one, many, len(ids)*f['rows'])
+    f.update(seconds_token=beta, seconds_client=alpha, first=max(0., first - alpha*f['rows'] - beta*began_with['tokens']))
+    f.update(measured_clients=len(ids), measured_tokens=sum(o['tokens'] for o in clock.rounds), steps=steps)
+    f.update(_round_facts(server, clock, ids, f['rows'], many))
+    if clock.prefix[1]: f['seconds_prefix'] = clock.prefix[0]/clock.prefix[1]
+    peak = _peak(server.device)
+    if peak: f['token_bytes'] = _token_bytes(f, peak, len(ids))
+    return ids
+
+# %% ../../nbs/study/01_plan.ipynb #3e147384
+def _questions(server, ids, n):
+    "Clients with n test questions in all, each with the row that answers them."
+    row = server.store.load_row(0, 0)
+    for i in ids:
+        if n <= 0: return
+        c,d = server.client_list.client_class(server, i),server.client_list[i].test_data
+        some = min(n, len(d.items))
+        c.test_data = Prepared(d.examples[:some], [d.items[j] for j in range(some)], 0, 0)
+        n -= some
+        yield c,row
+
+def _time_test(server, clock, ids, n, **fields):
+    "Seconds of answering n questions with some settings, without those in a kept prefix; and what came out."
+    task = server.task
+    before,task.cfg = task.cfg,task.cfg.replace(**fields)
+    begun,inside = clock.time(),clock.prefix[0]
+    try: got = list(server.engine.test(_questions(server, ids, n)))
+    finally: task.cfg = before
+    return clock.time() - begun - clock.prefix[0] + inside,got
+
+def _written(got):
+    "Bytes of what a test writes: of a client's card (own, base, commonest, average), and of a question with its answers."
+    def text(o): return len(json.dumps(o, ensure_ascii=False))
+    def question(e): return text({k: e.get(k) or '' for k in ('task','instruction','input','output')}) + 15
+    card = 4*np.mean([len(json.dumps(m, indent=1)) + 8*len(m) for _,m,_ in got])
+    if not got[0][2]: return dict(card=card, said=0.)
+    return dict(card=card, said=np.mean([question(e) + 3*(text(o) + 10) for c,_,a in got for e,o in zip(c.test_data.examples, a)]))
+
+# %% ../../nbs/study/01_plan.ipynb #8b84d99b
+def _answers(server, f, clock, ids):
+    "Test a batch of questions as the base model, and as trained adapters do; the rates go into `f`."
+    cfg,task,loading = server.cfg,server.task,_time_test(server, clock, ids, 1, max_new_tokens=1)[0]   # where the metrics are loaded
+    n = min(cfg.eval_batch_size, sum(len(server.client_list[i].test_data.items) for i in ids))
+    base,got = _time_test(server, clock, ids, n)
+    f.update(_written(got))
+    own = base
+    if 'answer_tokens' in f:
+        length = max(1, min(cfg.max_new_tokens, math.ceil(f['answer_tokens'])))
+        own,_ = _time_test(server, clock, ids, n, max_new_tokens=length)
+        examples,begun = got[0][0].test_data.examples,clock.time()
+        task.scores(examples, [e['output'] for e in examples])
+        f['seconds_score'] = (clock.time() - begun)/len(examples)
+    f.update(first_test=max(0., loading - base/n), seconds_base=base/n, seconds_own=own/n, measured_questions=n)
+    begun = clock.time()
+    for _ in server.engine.test(_questions(server, ids, n), scores=False): pass
+    f['seconds_loss'] = (clock.time() - begun)/n
+
+# %% ../../nbs/study/01_plan.ipynb #70a9435a
+def _blocks(n, block): return -(-n//block)*block
+
+def _scaled(count, of, n): # n may be a number on average
+    "The number of different things that n clients have, if `of` clients have `count`: so many each, and some that all share."
+    each,shared = divmod(count, of)
+    return each*n + shared if n >= .5 else 0
+
+# %% ../../nbs/study/01_plan.ipynb #5f03f6be
+def _counted(selection, keep):
+    "As `_latest`, of rounds whose clients are known."
+    R = len(selection)
+    last = {i: t for t,ids in enumerate(selection) for i in ids}
+    left = np.bincount([*last.values()], minlength=R)
+    stay = [len(selection[t]) if R-1-t < keep else int(left[t]) for t in reversed(range(R))]
+    return stay,len(last),[len(ids) for ids in selection]
+
+def _latest(f, cfg, K):
+    "States left of each round, the newest first; clients that ever took part; clients of each round."
+    R,keep,n = cfg.rounds,cfg.keep_rounds,_number(K, cfg.m)
+    known = f['selection'] and K == f['clients'] and (R,cfg.m) == f['asked'] and len(f['selection']) == R
+    if known: return _counted(f['selection'], keep)
+    p = n/K
+    return [n if a < keep else n*(1 - p)**a for a in range(R)],K*(1 - (1 - p)**R),[n]*R
+
+# %% ../../nbs/study/01_plan.ipynb #19527e54
+def _small(f): # bytes on the disk of a state without its weights
+    return f['folder'] + sum(_blocks(s, f['block']) for s in f['files'].values())
+
+def _files(f, age, c):
+    "Of c clients' states of a round that lies `age` rounds before the last: different files, and links of what was trained."
+    different,linked = (f['different'],f['linked']) if age else f['last']
+    return _scaled(different, f['of'], c),_scaled(linked, f['of'], c)
+
+def _state_bytes(f, weights, age, c):
+    "Bytes of c clients' mixed states."
+    return _files(f, age, c)[0]*_blocks(weights, f['block']) + c*f['rows']*_small(f)
+
+def _trained_bytes(f, weights, turns, linked):
+    "Bytes of what was trained in some rounds; a link takes nothing."
+    W = _blocks(weights, f['block'])
+    return sum(turns)*f['rows']*(W + _small(f)) - linked*W
+
+def _count_files(f, cfg, turns, stay):
+    "Files and folders of all states."
+    rows,inside = f['rows'],len(f['files'])
+    different,linked = zip(*(_files(f, a, c) for a,c in enumerate(stay))) if stay else ((),())
+    count = sum(c*rows*(1 + inside) for c in stay) + sum(different)
+    return count + sum(turns)*rows*(2 + inside) - sum(linked) if cfg.keep_trained else count
+
+# %% ../../nbs/study/01_plan.ipynb #e0ff727b
+def _record_bytes(f, cfg, K, turns):
+    "Bytes of what a run writes down, a file each."
+    R,b = cfg.rounds,f['block']
+    history = f.get('record', 60.)*sum(turns) + f.get('record_round', 200)*R
+    return [history, f.get('state', 90.)*K, 100*R, 2*b]
+
+def _disk_parts(f, cfg, K, weights, turns, stay, took_part):
+    "Bytes at the end, by what they are."
+    b = f['block']
+    def whole(sizes): return sum(_blocks(x, b) for x in sizes)
+    linked = sum(_files(f, a, c)[1] for a,c in enumerate(stay))
+    graphs = 1 if not f['learned'] else sum(c >= .5 for c in stay)
+    answers = [K*f['test_examples']*f['said'], K*f['card'] + 4000, f['picture']] if 'said' in f else []
+    return dict(
+        states=sum(_state_bytes(f, weights, a, c) + f['folder']*(c >= .5) for a,c in enumerate(stay)),
+        trained=_trained_bytes(f, weights, turns, linked) if cfg.keep_trained else 0,
+        kept=_scaled(len(f['kept']), f['of'], took_part)*_blocks(np.mean(f['kept']), b) if f.get('kept') else 0,
+        graph=graphs*_blocks(8*K*K + 128, b) if f['graph'] else 0,
+        records=_blocks(weights, b) + _small(f) + whole(_record_bytes(f, cfg, K, turns)),
+        answers=whole(answers))
+
+def _disk(f, cfg, K, weights, turns, stay, took_part):
+    "Bytes at the end and at most, files and folders, and the parts."
+    parts = _disk_parts(f, cfg, K, weights, turns, stay, took_part)
+    end,n = sum(parts.values()),_number(K, cfg.m)
+    training = turns[-1:] if not cfg.keep_trained else []   # as trained, in the last round
+    before = sum(_trained_bytes(f, weights, [c], _files(f, 0, c)[1]) for c in training)
+    dropped = _state_bytes(f, weights, 1, n) if cfg.rounds > cfg.keep_rounds else 0
+    peak = round(max(end, end - parts['answers'] + before + dropped))
+    files = round(_count_files(f, cfg, turns, stay))
+    return dict(end=round(end), peak=peak, files=files, parts={k: round(v) for k,v in parts.items() if v})
+
+# %% ../../nbs/study/01_plan.ipynb #bc94f4a2
+def _prefix_tokens(f, cfg, K, turns, took_part):
+    "Tokens of different training examples and of test prompts, whose hidden states are kept."
+    if 'prefix' not in f or not cfg.cache_prefix: return 0,0
+    share = min(1, cfg.local_step*min(cfg.batch_size, f['examples'])/f['examples'])   # of its examples, that a client sees in a round
+    seen = f['examples']*(1 - (1 - share)**(sum(turns)/K))
+    return took_part*seen*f['train_tokens']/f['examples'],K*f['tests_apart']*f['test_examples']*f['prompt_tokens']
+
+def _arrays(graph, K, n):
+    "Bytes of square arrays of float64: of the graph, and of mixing."
+    return dict(graph=5*8*K*K*graph, mixing=(4 if graph else 3)*8*n*n)
+
+# %% ../../nbs/study/01_plan.ipynb #b53016d3
+def _bounds(f, cfg, row, device):
+    "Clients that train together and tokens of a pass, at most."
+    if (cfg.memory_gb,cfg.clients_per_batch) == f['bounds']: return f['group'],f.get('pass_tokens', math.inf)
+    return group_limit(cfg, device, row),pass_limit(cfg, device, f['label_bytes']) if 'label_bytes' in f else f.get('pass_tokens', math.inf)
+
+def _in_memory(f, cfg, K, row, turns, new):
+    "Clients that train together, and the parts of the peak."
+    n,device = _number(K, cfg.m)*f['rows'],torch.device(f['device'])
+    together,most = _bounds(f, cfg, row, device)
+    together = int(min(together, n)) if f['engine'] == 'batched' else 1
+    tokens = max(min(most, f['step_tokens']*together), f['step_tokens']/max(1, cfg.batch_size))   # of a pass
+    parts = dict(process=f['process'] or 0, rows=4*row*together, activations=f['token_bytes']*tokens)
+    if device.type != 'cuda':
+        parts['data'] = max(0, K - f['clients'])*f['data_bytes']
+        parts.update(_arrays(f['graph'], K, n), records=300*f['rows']*sum(turns) + 500*K)
+        if any(new): parts['prefix'] = min(cfg.prefix_memory_gb*1e9, new[0]*f['prefix']['train'] + new[1]*f['prefix']['test'])
+    return together,{k: round(v) for k,v in parts.items() if v}
+
+# %% ../../nbs/study/01_plan.ipynb #451b6741
+def _round_seconds(f, cfg, K, row, turns, tokens, new):
+    "Seconds of the rounds, by what is done."
+    rows,n = f['rows'],_number(K, cfg.m)*f['rows']
+    dense = _scaled(f['different'], f['of'], n) > n/2 and n > 500
+    product = 2.*n*n*row/4/2e10 if dense else 0
+    again = sum(turns)*rows if K*rows > cfg.max_alive else max(0, K - f['clients'])   # clients whose data is tokenised later
+    T = dict(
+        start=f['start'] + f['first'] + f['first_test'] + f['curves'],
+        train=rows*(f['seconds_client']*sum(turns) + f['seconds_token']*tokens),
+        mix=(f['mix_row']*n + product)*cfg.rounds, commit=f['commit_row']*rows*sum(turns), tokenise=f['seconds_data']*again)
+    if 'seconds_prefix' in f: T['prefix'] = f['seconds_prefix']*sum(new)
+    return T
+
+def _test_seconds(f, cfg, K, own):
+    "Seconds of the test, of clients and of the base; `own` a question of a client."
+    tests = K*f['test_examples']
+    apart = f['tests_apart']*tests   # clients with one test set are asked once, where all have one adapter
+    average = own*apart if cfg.rounds and _scaled(f['different'], f['of'], K) > 1 else 0
+    return own*tests + f['seconds_base']*apart + average + f.get('seconds_score', 0)*tests + f['seconds_loss']*f['holdout']*(K + 2)
+
+def _newcomer_seconds(f, cfg, K, own):
+    "Seconds of clients that come after the run, each tried from four starts and asked for its loss under every client."
+    trained = f['seconds_client'] + f['seconds_token']*f['step_tokens']*cfg.local_step
+    return f['newcomers']*(4*(2*own*f['test_examples'] + trained) + K*f['seconds_loss']*f['examples'])
+
+def _seconds(f, cfg, K, row, turns, tokens, new):
+    "Seconds of each part of a run."
+    R,own = cfg.rounds,f['seconds_own'] if cfg.rounds else f['seconds_base']
+    T = _round_seconds(f, cfg, K, row, turns, tokens, new)
+    T['test'] = _test_seconds(f, cfg, K, own)
+    if cfg.eval_every:
+        asked = sum(c for t,c in enumerate(turns) if (t+1) % cfg.eval_every == 0 or t+1 == R)
+        T['evaluate'] = f['seconds_loss']*f['test_examples']*asked
+    if cfg.cross: T['cross'] = K*(K*f['test_examples'])*(f['seconds_loss'] if cfg.cross == 'loss' else own)
+    if f['newcomers']: T['newcomers'] = _newcomer_seconds(f, cfg, K, own)
+    return dict(total=sum(T.values()), **T)
+
+# %% ../../nbs/study/01_plan.ipynb #8146469e
+def _client(f, weights):
+    "A client's state: bytes of its files, on the disk, and how many states it has."
+    on_disk = _blocks(weights, f['block']) + _small(f)
+    return dict(bytes={f['weights']: round(weights), **f['files']}, on_disk=round(on_disk), states=f['rows'])
+
+def _tokens(f, cfg, K, tokens):
+    "Tokens that are trained on; exact only with the settings that they were counted with."
+    same = (cfg.rounds,cfg.m,cfg.local_step,K) == (*f['asked'],f['local_step'],f['clients'])
+    return dict(run=round(tokens), a_round=round(tokens/max(1, cfg.rounds)), a_step=round(f['step_tokens']), exact=f['exact'] and same)
+
+# %% ../../nbs/study/01_plan.ipynb #472eae6d
+def estimate(f:dict,         # from `facts`, with or without what was measured
+             cfg:FedConfig,  # its settings may be others than those that the facts were taken with
+             clients=None,   # K; None: as many as the data has
+            )->dict:         # plain values, in bytes, tokens, seconds
+    "Memory, disk, tokens and time of a run, by arithmetic."
+    K = f['clients'] if clients is None else clients
+    row = f['row'] + f['lora']*(cfg.r/f['r'] - 1)
+    weights = f['header'] + row
+    stay,took_part,turns = _latest(f, cfg, K)
+    tokens,new = f['step_tokens']*cfg.local_step*sum(turns),_prefix_tokens(f, cfg, K, turns, took_part)
+    together,parts = _in_memory(f, cfg, K, row, turns, new)
+    out = dict(algorithm=f['algorithm'], clients=K, clients_in_data=f['clients'], clients_a_round=_number(K, cfg.m),
+               rounds=cfg.rounds, engine=f['engine'], clients_together=together, device=f['device'])
+    out['parameters'] = dict(base=f['base'], trained=f['trained'], share=f['trained']/(f['base'] + f['trained']))
+    out['client'] = _client(f, weights)
+    out['disk']   = _disk(f, cfg, K, weights, turns, stay, took_part)
+    out['memory'] = dict(peak=sum(parts.values()), of='GPU' if f['device'].startswith('cuda') else 'process', parts=parts)
+    out['tokens'] = _tokens(f, cfg, K, tokens)
+    return {**out, 'time': _seconds(f, cfg, K, row, turns, tokens, new)} if 'seconds_token' in f else out
+
+# %% ../../nbs/study/01_plan.ipynb #ab19f4a2
+def _needs(est):
+    "name -> what is needed; time is 0 where it isn't known."
+    disk,time = est['disk'],est.get('time', dict(total=0))
+    return dict(memory=est['memory']['peak'], disk=disk['peak'], files=disk['files'], time=time['total'])
+
+def _too_much(est, there):
+    "Needs that are above what is there: name -> (needed, there)."
+    return {k: (n,there[k]) for k,n in _needs(est).items() if there.get(k) is not None and n > there[k]}
+
+# %% ../../nbs/study/01_plan.ipynb #85c2e063
+def _powers(x, least=1):
+    "x/2, x/4, ... down to `least`."
+    while x > least:
+        x = max(least, x/2)
+        yield x
+
+def _whole(xs): return [max(1, int(x)) for x in xs]
+
+def _rounded(xs): return [float(f'{x:.2g}') for x in xs]
+
+def _less_memory(cfg, est):
+    "Settings for passes, prefixes and clients that train together."
+    parts,out = est['memory']['parts'],{}
+    acts = parts.get('activations', 0)
+    if parts.get('prefix'): out['prefix_memory_gb'] = _rounded((*_powers(cfg.prefix_memory_gb, .1), 0.))
+    if acts: out['memory_gb'] = _rounded(_powers(max(.02, acts*4/3e9), .01))
+    if est['engine'] == 'batched': out['clients_per_batch'] = _whole(_powers(est['clients_together']))
+    return out
+
+def _less_disk(cfg):
+    "Settings for what is kept."
+    out = dict(keep_trained=[False]) if cfg.keep_trained else {}
+    return {**out, 'keep_rounds': sorted({*_whole(_powers(cfg.keep_rounds))}, reverse=True)}
+
+def _ways(cfg, K, what, est):
+    "Settings that may help, each with its values from mild to strong."
+    share = dict(m=_rounded(k/K for k in _powers(est['clients_a_round'])))
+    fewer = dict(clients=[int(k) for k in _powers(K)])
+    if what == 'time': return {**share, 'rounds': _whole(_powers(cfg.rounds)), 'local_step': _whole(_powers(cfg.local_step)), **fewer}
+    last = dict(name=None, **fewer)   # the name is filled in where there is one
+    if what == 'memory': return {**_less_memory(cfg, est), **share, **last}
+    rank = dict(r=_whole(_powers(cfg.r))) if what == 'disk' and not cfg.ranks else {}
+    return {**_less_disk(cfg), **share, **rank, **last}
+
+# %% ../../nbs/study/01_plan.ipynb #7bf9c1da
+class _Search:
+    "A search for settings with which a run fits."
+    def __init__(self, cfg, K, there, ask, graphless):
+        self.cfg,self.K,self.there = cfg,K,there
+        self.ask,self.graphless = ask,graphless   # settings -> estimate; an algorithm without a graph, or `None`
+
+    def over(self, **given): return _too_much(self.ask(given), self.there)
+
+    def ways(self, given, what):
+        "Fields and values to try beside what is given already."
+        est = self.ask(given)
+        for field,values in _ways(self.cfg, given.get('clients', self.K), what, est).items():
+            if field == 'name':
+                if not est['disk']['parts'].get('graph') or self.graphless is None or 'name' in given: continue
+                values = [self.graphless]
+            yield field,[v for v in values if field in given or v != getattr(self.cfg, field, None)]
+
+    def first(self, given, what, field, values):
+        "The mildest value with which one thing fits, or `None`."
+        return next((v for v in values if what not in self.over(**{**given, field: v})), None)
+
+@patch
+def alone(self:_Search):
+    "All that doesn't fit, each with the settings of which one alone makes it fit."
+    out,est = [],self.ask({})
+    for what,(needs,has) in _too_much(est, self.there).items():
+        hits = ((field,self.first({}, what, field, values)) for field,values in self.ways({}, what))
+        problem = dict(what=what, needs=needs, there=has)
+        if what == 'memory': problem['mostly'] = max(est['memory']['parts'], key=est['memory']['parts'].get)
+        out.append({**problem, 'settings': [{field: v} for field,v in hits if v is not None]})
+    return out
+
+# %% ../../nbs/study/01_plan.ipynb #3baa9049
+@patch
+def step(self:_Search, given, what):
+    "The next setting towards making one thing fit: field and value, or `None`."
+    strong,need = None,lambda given: _needs(self.ask(given))[what]
+    for field,values in self.ways(given, what):
+        if field == 'clients' and strong is not None: continue   # their number comes last
+        hit = self.first(given, what, field, values)
+        if hit is not None: return field,hit
+        less = [v for v in values if need({**given, field: v}) < .9*need(given)]
+        if less and field not in given and strong is None: strong = field,less[-1]
+    return strong
+
+@patch
+def together(self:_Search):
+    "Settings with which all fits; `None` where none were found."
+    given = {}
+    while left := self.over(**given):
+        what = next(iter(left))
+        found = self.step(given, what)
+        if found is None: return None
+        given[found[0]] = found[1]
+    for field in list(given):   # each as mild as the others allow
+        others = {k: v for k,v in given.items() if k != field}
+        values = dict(self.ways(others, what)).get(field, [])
+        given[field] = next((v for v in values if not self.over(**{**given, field: v})), given[field])
+    return given
+
+# %% ../../nbs/study/01_plan.ipynb #893f741d
 def _graphless():
     "The algorithm that is the base class's own, and has no graph."
-    return next((n for n,c in algorithm_classes.items() if c.init_sim_matrix is Algorithm.init_sim_matrix and c.mixing_matrix is Algorithm.mixing_matrix and not c.settings), None)
+    def plain(c): return c.init_sim_matrix is Algorithm.init_sim_matrix and c.mixing_matrix is Algorithm.mixing_matrix and not c.settings
+    return next((n for n,c in algorithm_classes.items() if plain(c)), None)
 
-# %% ../../nbs/study/01_plan.ipynb #c9a9eec1
+class _Asked:
+    "Estimates of a run with other settings."
+    def __init__(self, f, cfg, K, trial):
+        self.cfg,self.K,self.trial = cfg,K,trial   # `trial(cfg)`: a server in a temporary folder, as a context
+        self.made = {None: f}
+
+    def facts(self, name):
+        "Facts of an algorithm; None: the run's own."
+        if name not in self.made:
+            with self.trial(self.cfg.replace(name=name, algorithm_args={}, graph_args={})) as (server,_): other = facts(server)
+            self.made[name] = {**self.made[None], 'kept': [], **{k: v for k,v in other.items() if k not in ('process','token_bytes')}}
+        return self.made[name]
+
+    def __call__(self, given):
+        settings = {k: v for k,v in given.items() if k != 'clients'}
+        return estimate(self.facts(given.get('name')), self.cfg.replace(**settings), given.get('clients', self.K))
+
+    def graphless(self):
+        "An algorithm without a graph that this run could have; `None` where other settings need one."
+        try: return self.facts(_graphless()) and _graphless()
+        except ConfigError: return None
+
+# %% ../../nbs/study/01_plan.ipynb #42a53f08
+def _check_bounds(**bounds):
+    "Raise `ConfigError` for a bound that isn't a number above 0."
+    for k,v in bounds.items():
+        kind,wanted = (int,'a whole number above 0') if k == 'clients' else ((int,float),'a number above 0')
+        expect(v is None or isinstance(v, kind) and not isinstance(v, bool) and 0 < v < math.inf, k, wanted, v)
+
+def _check_folder(output_dir):
+    "Raise `ConfigError` where the run couldn't write."
+    near = existing(output_dir)
+    expect(can_write(near), 'output_dir', f'a folder that can be written ({near} is none)', output_dir)
+
+def _measure(server, f, watch, seconds, K, clock):
+    "Run rounds, the test, and what `fedai run` does at the end; the rates go into `f`."
+    _watch_peak(server.device)
+    begun = clock()
+    ids = _steps(server, f, watch, seconds, K)
+    _answers(server, f, watch, ids)
+    drawn = clock()
+    server.take_up()
+    Curves().after_fit(server)
+    f.update(curves=clock() - drawn, picture=(server.store.root/'curves.png').stat().st_size)
+    f['measuring'] = clock() - begun
+
+# %% ../../nbs/study/01_plan.ipynb #d751db03
 def make_plan(cfg:FedConfig,      # the run's settings
          lst_data_dict=None, # as a server takes it; None: what the config names
          model=None,         # as a server takes it
@@ -423,81 +725,105 @@ def make_plan(cfg:FedConfig,      # the run's settings
          memory=None,        # GB there are for the process, or the GPU; None: what this machine has
          disk=None,          # GB for the run's folder; None: what its disk has
          hours=None,         # for the run; None: no bound
-         clock=time.perf_counter, # what time is told by; `time.process_time` counts this process alone, where the machine is busy with others
+         clock=time.perf_counter, # tells the time; `time.process_time` counts this process alone, where the machine is busy with others
          began=None,         # `clock()` where the run's start is counted from; None: now
          **kwargs,           # as a server takes them: tokenizer, criterion, graph, ...
         )->dict:             # JSON values: clients, parameters, client, disk, memory, tokens, time, problems, fix, measured
-    "What a run will take, what of that doesn't fit, and which settings make it fit; nothing is written but in a temporary folder."
+    "Plan a run: what it will take, what of that doesn't fit, and which settings make it fit; nothing is written but in a temporary folder."
     began = clock() if began is None else began
-    for k,v in dict(clients=clients, seconds=seconds, memory=memory, disk=disk, hours=hours).items():
-        if v is not None and (isinstance(v, bool) or not isinstance(v, int if k == 'clients' else (int,float)) or not 0 < v < math.inf): raise ConfigError(k, 'a whole number above 0' if k == 'clients' else 'a number above 0', v)
-    near = existing(cfg.output_dir)
-    if not can_write(near): raise ConfigError('output_dir', f'a folder that can be written ({near} is none)', cfg.output_dir)
+    _check_bounds(clients=clients, seconds=seconds, memory=memory, disk=disk, hours=hours)
+    _check_folder(cfg.output_dir)
     data = get_client_data(cfg) if lst_data_dict is None else lst_data_dict
     with _trial(cfg, data, model, kwargs, clock) as (server,watch):
-        cfg = server.cfg.replace(output_dir=cfg.output_dir)
-        f = facts(server)
-        f['start'] = clock() - began
-        there = machine(cfg.output_dir, server.device)
-        if measure:
-            _watch_peak(server.device)
-            begun = clock()
-            ids = _steps(server, f, watch, seconds, f['clients'] if clients is None else clients)
-            _answers(server, f, watch, ids)
-            drawn = clock()
-            server.take_up()
-            Curves().after_fit(server)   # as `fedai run` does
-            f.update(curves=clock() - drawn, picture=(server.store.root/'curves.png').stat().st_size)
-            f['measuring'] = clock() - begun
-    there.update({k: int(v*1e9) for k,v in dict(memory=memory, disk=disk).items() if v is not None}, time=None if hours is None else hours*3600)
-    K = f['clients'] if clients is None else clients
-    made = {None: f}
-    def facts_of(name):
-        "The facts of another algorithm, whose rates are taken to be the same."
-        if name not in made:
-            with _trial(cfg.replace(name=name, algorithm_args={}, graph_args={}), data, server.model, {k: v for k,v in kwargs.items() if k not in ('graph','alk_connection')}, clock) as (other,_): made[name] = {**f, 'kept': [], **{k: v for k,v in facts(other).items() if k not in ('process','token_bytes')}}
-        return made[name]
-    def ask(given): return estimate(facts_of(given.get('name')), cfg.replace(**{k: v for k,v in given.items() if k != 'clients'}), given.get('clients', K))
-    est,graphless = ask({}),None
-    if est['disk']['parts'].get('graph') and _too_much(est, there):
-        try: graphless = facts_of(_graphless()) and _graphless()
-        except ConfigError: pass   # other settings need a graph
-    problems,fix = _problems(cfg, K, there, ask, graphless)
-    if measure: est['measured'] = dict(seconds=f['measuring'], clients=f['measured_clients'], steps=f['steps'], tokens=f['measured_tokens'], questions=f['measured_questions'])
-    return {**est, 'there': there, 'problems': problems, 'fix': fix}
+        cfg,f = server.cfg.replace(output_dir=cfg.output_dir),facts(server)
+        K = f['clients'] if clients is None else clients
+        f['start'],there = clock() - began,machine(cfg.output_dir, server.device)
+        if measure: _measure(server, f, watch, seconds, K, clock)
+    there.update({k: int(v*1e9) for k,v in dict(memory=memory, disk=disk).items() if v is not None})
+    there['time'] = None if hours is None else hours*3600
+    others = {k: v for k,v in kwargs.items() if k not in ('graph','alk_connection')}   # another algorithm has its own
+    ask = _Asked(f, cfg, K, lambda c: _trial(c, data, server.model, others, clock))
+    est = ask({})
+    graphless = ask.graphless() if est['disk']['parts'].get('graph') and _too_much(est, there) else None
+    search = _Search(cfg, K, there, ask, graphless)
+    if measure:
+        counts = {k: f[f'measured_{k}'] for k in ('clients','tokens','questions')}
+        est['measured'] = dict(seconds=f['measuring'], steps=f['steps'], **counts)
+    return {**est, 'there': there, 'problems': search.alone(), 'fix': search.together()}
 
-# %% ../../nbs/study/01_plan.ipynb #801e2beb
+# %% ../../nbs/study/01_plan.ipynb #6c16b019
 def _size(n):
     for unit in ('B','kB','MB','GB'):
         if n < 999.5: return f'{n:.3g} {unit}' if unit != 'B' else f'{n:.0f} B'
         n /= 1000
     return f'{n:,.3g} TB' if n < 1000 else f'{n:,.0f} TB'
 
-def _said(settings): return ', '.join(f'{k}: {str(v).lower() if isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else v}' for k,v in settings.items())
+def _value(v): # as YAML writes it
+    if isinstance(v, bool): return str(v).lower()
+    return f'{v:g}' if isinstance(v, float) else str(v)
 
-# %% ../../nbs/study/01_plan.ipynb #ec4ef32b
+def _said(settings): return ', '.join(f'{k}: {_value(v)}' for k,v in settings.items())
+
+def _parts(v, f, names=None):
+    "Parts from the largest down to a hundredth of all."
+    largest = sorted(v.items(), key=lambda o: -o[1])
+    return ', '.join(f'{(names or {}).get(k, k)} {f(x)}' for k,x in largest if x > .01*sum(v.values()))
+
+# %% ../../nbs/study/01_plan.ipynb #cb5b5d4b
+_memory_names = dict(process='process with model and data', data='data of further clients', rows='rows, gradients, moments',
+                     activations='activations', graph='graph', mixing='mixing matrix', prefix='kept prefix', records='records')
+
+def _about_clients(p):
+    have = f" (the data has {p['clients_in_data']:,})" if p['clients'] != p['clients_in_data'] else ''
+    how = f"{p['clients_together']:,} train together" if p['engine'] == 'batched' else 'one after another'
+    return f"{p['clients']:,}{have}, {p['clients_a_round']:,} in each of {plural(p['rounds'], 'round')} of {p['algorithm']}; {how}"
+
+def _about_state(c):
+    states = f", {c['states']} such states" if c['states'] > 1 else ''
+    return ', '.join(f'{k} {v:,} B' for k,v in c['bytes'].items()) + f"; {_size(c['on_disk'])} on the disk{states}"
+
+def _about_room(d, m, there):
+    "The lines of disk and memory."
+    disk = f"{_size(d['end'])} at the end ({_parts(d['parts'], _size)}), {_size(d['peak'])} at most, in {d['files']:,} files and folders"
+    gpu = ' on the GPU' if m['of'] == 'GPU' else ''
+    memory = f"{_size(m['peak'])} at most{gpu} ({_parts(m['parts'], _size, _memory_names)})"
+    return [('disk', f"{disk}; {_size(there['disk'])} free"), ('memory', f"{memory}; {_size(there['memory'])} there")]
+
+def _about_time(t, allowed):
+    if not t: return 'not measured'
+    parts = {k: v for k,v in t.items() if k != 'total'}
+    return f"{duration(t['total'])} ({_parts(parts, duration)})" + (f"; {duration(allowed)} allowed" if allowed else '')
+
+def _rows(p):
+    "All lines: a name, and what is said of it."
+    ps,t = p['parameters'],p['tokens']
+    return [('clients', _about_clients(p)),
+            ('parameters', f"{ps['trained']:,} trained a client, {ps['share']:.2%} of the model's {ps['base'] + ps['trained']:,}"),
+            ('a client', _about_state(p['client'])),
+            ('tokens', f"{t['run']:,} trained on, {t['a_round']:,} a round" + ('' if t['exact'] else ', about')),
+            *_about_room(p['disk'], p['memory'], p['there']),
+            ('time', _about_time(p.get('time'), p['there']['time']))]
+
+# %% ../../nbs/study/01_plan.ipynb #8506d3af
+def _about_problem(o):
+    f = dict(memory=_size, disk=_size, files=lambda n: f'{n:,} files', time=duration)[o['what']]
+    most = f" (most of it {_memory_names[o['mostly']]})" if o.get('mostly') else ''
+    fits = 'it fits with ' + ', or '.join(_said(s) for s in o['settings']) if o['settings'] else 'no setting alone makes it fit'
+    return f"{o['what']} doesn't fit: {f(o['needs'])} are needed{most}, {f(o['there'])} are there; {fits}"
+
+def _about_fix(p):
+    if not p['problems']: return 'all fits'
+    return 'all fits with ' + _said(p['fix']) if p['fix'] else 'no settings were found with which all fits'
+
+def _about_measuring(g):
+    if not g: return []
+    what = f"{plural(g['steps'], 'step')}, {plural(g['tokens'], 'token')}, {plural(g['questions'], 'question')} answered"
+    return ['', f"measured on {plural(g['clients'], 'client')} in {duration(g['seconds'])}: {what}"]
+
+# %% ../../nbs/study/01_plan.ipynb #d218b95c
 def plan_table(p:dict, # as `make_plan` gives it
                width=None, # characters in a line; None: as many as there are
               )->str:  # lines of text
-    "A plan for people."
-    c,d,m,t,ps,there = p['client'],p['disk'],p['memory'],p.get('time'),p['parameters'],p['there']
-    names = dict(process='process with model and data', data='data of further clients', rows='rows, gradients, moments', activations='activations', graph='graph', mixing='mixing matrix', prefix='kept prefix', records='records')
-    def parts(v, f, names={}): return ', '.join(f'{names.get(k, k)} {f(x)}' for k,x in sorted(v.items(), key=lambda o: -o[1]) if x > .01*sum(v.values()))
-    rows = [('clients', f"{p['clients']:,}" + (f" (the data has {p['clients_in_data']:,})" if p['clients'] != p['clients_in_data'] else '') + f", {p['clients_a_round']:,} in each of {plural(p['rounds'], 'round')} of {p['algorithm']}; " + (f"{p['clients_together']:,} train together" if p['engine'] == 'batched' else 'one after another')),
-            ('parameters', f"{ps['trained']:,} trained a client, {ps['share']:.2%} of the model's {ps['base'] + ps['trained']:,}"),
-            ('a client', ', '.join(f'{k} {v:,} B' for k,v in c['bytes'].items()) + f"; {_size(c['on_disk'])} on the disk" + (f", {c['states']} such states" if c['states'] > 1 else '')),
-            ('tokens', f"{p['tokens']['run']:,} trained on, {p['tokens']['a_round']:,} a round" + ('' if p['tokens']['exact'] else ', about')),
-            ('disk', f"{_size(d['end'])} at the end ({parts(d['parts'], _size)}), {_size(d['peak'])} at most, in {d['files']:,} files and folders; {_size(there['disk'])} free"),
-            ('memory', f"{_size(m['peak'])} at most" + (' on the GPU' if m['of'] == 'GPU' else '') + f" ({parts(m['parts'], _size, names)}); {_size(there['memory'])} there"),
-            ('time', 'not measured' if not t else f"{duration(t['total'])} ({parts({k: v for k,v in t.items() if k != 'total'}, duration)})" + (f"; {duration(there['time'])} allowed" if there['time'] else ''))]
-    lines = []
-    if g := p.get('measured'): lines += ['', f"measured on {plural(g['clients'], 'client')} in {duration(g['seconds'])}: {plural(g['steps'], 'step')}, {plural(g['tokens'], 'token')}, {plural(g['questions'], 'question')} answered"]
-    lines.append('')
-    say = dict(memory=_size, disk=_size, files=lambda n: f'{n:,} files', time=duration)
-    for o in p['problems']:
-        f = say[o['what']]
-        lines.append(f"{o['what']} doesn't fit: {f(o['needs'])} are needed" + (f" (most of it {names[o['mostly']]})" if o.get('mostly') else '') + f", {f(o['there'])} are there" + ('; it fits with ' + ', or '.join(_said(s) for s in o['settings']) if o['settings'] else '; no setting alone makes it fit'))
-    if not p['problems']: lines.append('all fits')
-    elif p['fix']: lines.append('all fits with ' + _said(p['fix']))
-    else: lines.append('no settings were found with which all fits')
-    return '\n'.join([*(folded(f'{k:12}{v}', width, 12) for k,v in rows), *(folded(o, width, 2) for o in lines)])
+    "A plan as text, for people."
+    lines = [*_about_measuring(p.get('measured')), '', *map(_about_problem, p['problems']), _about_fix(p)]
+    return '\n'.join([*(folded(f'{k:12}{v}', width, 12) for k,v in _rows(p)), *(folded(o, width, 2) for o in lines)])

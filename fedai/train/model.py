@@ -22,8 +22,9 @@ from .device import get_device
 from .modules import ModuleTask
 from .tasks import TextTask
 
-# %% ../../nbs/train/10_model.ipynb #9e49080e
-Live = namedtuple('Live', 'model state task tokenizer device weights') # the model, its row, how it learns, its tokenizer, its device, and the name of the file with a row
+# %% ../../nbs/train/10_model.ipynb #3a48451d
+# the model, its row, how it learns, its tokenizer, its device, and the name of the file with a row
+Live = namedtuple('Live', 'model state task tokenizer device weights')
 
 class Adapters:
     "A model that isn't loaded, of which only the adapters' tensors are known."
@@ -103,7 +104,7 @@ def rebase(model,  # a PEFT model
     for n in change.keys() - kept.keys(): kept[n] = weights[n],weights[n].detach().clone()
     add_to_base(model, change)
 
-# %% ../../nbs/train/10_model.ipynb #7f2ff0b1
+# %% ../../nbs/train/10_model.ipynb #2ba7ef5e
 def live_model(cfg:FedConfig,  # settings of the run
                model=None,     # None: `get_model(cfg)`; a PEFT or transformers model; any module; `Adapters`. It is changed
                tokenizer=None, # of a language model; None: that of the config's `model`
@@ -119,8 +120,8 @@ def live_model(cfg:FedConfig,  # settings of the run
 
 def _live(cfg, model, task, tokenizer, weights):
     device = get_device(cfg)
-    stays = getattr(model, 'is_loaded_in_4bit', False) or getattr(model, 'is_loaded_in_8bit', False)   # a quantised model stays where it was loaded
-    model = model if stays else model.to(device)
+    quantised = any(getattr(model, f'is_loaded_in_{n}bit', False) for n in (4,8))
+    model = model if quantised else model.to(device)   # a quantised model stays where it was loaded
     unchanged_base(model)   # a server before this one may have added to it
     return Live(model, LiveState(model), task, tokenizer, device, weights)
 
