@@ -40,9 +40,9 @@ def _print_json(value):
     "Print a JSON value."
     print(json.dumps(_jsonable(value), indent=1, allow_nan=False))
 
-# %% ../nbs/14_commands.ipynb #d32c9143
+# %% ../nbs/14_commands.ipynb #7d5f6780
 def _value(name, text, listed=False):
-    "What an option says, in YAML; with `listed`, what isn't a list yet becomes one."
+    "Return what a text stands for in YAML; with `listed`, what isn't a list yet becomes one."
     try: v = yaml_value(text)
     except yaml.YAMLError as e:
         problem = ' '.join(str(getattr(e, 'problem', e)).split())
@@ -56,9 +56,9 @@ def _check_picture(field, path):
     expect(Path(path).suffix in ('.png','.pdf','.svg'), field, 'a name that ends in .png, .pdf or .svg', path)
     expect(Path(path).absolute().parent.is_dir(), field, 'a file in a folder that exists', path)
 
-# %% ../nbs/14_commands.ipynb #38f0c18d
+# %% ../nbs/14_commands.ipynb #401752bb
 def _kept(folder, rounds):
-    "What there is of a run that was stopped, and how to go on."
+    "Say what there is of a run that was stopped, and the command with which it goes on."
     from fedai.store.adapters import AdapterStore
     from fedai.utils import plural
     if not (Path(folder)/'state.json').is_file(): return f'stopped before anything was kept in {folder}'
@@ -190,14 +190,14 @@ def run_compare(cfg:FedConfig,   # what all have in common
     print(f'\n{result.text(_columns())}\n\nwrote compare.csv, compare.json, compare.md, compare.png in {cfg.output_dir}')
     return result
 
-# %% ../nbs/14_commands.ipynb #a38df73a
+# %% ../nbs/14_commands.ipynb #9baae26c
 def _data_facts(data, prompter, cfg):
     "Sizes, lengths and what was left out, and no examples."
     from fedai.data.clients import token_facts
     return {**data.facts(), 'near_duplicates': data.near_duplicates(), 'tokens': token_facts(data, prompter, cfg.on_bad)}
 
 def _which(clients):
-    "How many clients, or a list of their names and numbers."
+    "A number of clients, or a list of their names and numbers."
     return int(clients) if clients.isdecimal() else [o.strip() for o in clients.split(',') if o.strip()]
 
 # %% ../nbs/14_commands.ipynb #3a0867a7
@@ -269,9 +269,9 @@ def _graph_of(where):
     title = f'{name} ({f"round {saved.parent.name} of {where}" if saved else where})'
     return server.alk_connection,server.step_size(0),server.tasks,title
 
-# %% ../nbs/14_commands.ipynb #a6f4b670
+# %% ../nbs/14_commands.ipynb #4adac669
 def _all_facts(A, s, tasks):
-    "What `fedai graph` says of a graph, for a step of size `s`."
+    "All facts of `fedai graph`, for a step of size `s`."
     import numpy as np
     from fedai.graphs import graph_facts
     f,n,w = graph_facts(A, s),(A > 0).sum(1),A[A > 0]

@@ -115,9 +115,9 @@ def _score_rows(card, i):
     scores = [k for k,v in own.items() if isinstance(v, float)]
     return list(by),[[k.replace('_', ' '), *(score(model, k) for model in by.values())] for k in scores]
 
-# %% ../nbs/13_ship.ipynb #0d21a981
+# %% ../nbs/13_ship.ipynb #03fec769
 def _metadata(cls, base, merged):
-    "What the Hub wants to know of a repository, in YAML."
+    "Metadata of a repository for the Hub, in YAML."
     from huggingface_hub import ModelCardData
     tags = ['fedai','federated-learning','lora', *([cls.name] if cls.name else [])]
     return ModelCardData(base_model=base, base_model_relation='finetune' if merged else 'adapter',
@@ -143,14 +143,14 @@ def _facts(server, i, card):
              ('LoRA', _lora_text(cfg, i))]
     return [(k, v) for k,v in facts if v not in (None, '')]
 
-# %% ../nbs/13_ship.ipynb #eaef0964
+# %% ../nbs/13_ship.ipynb #c7b01411
 def _change_file(here):
     "Whether the card is for a repository on the Hub, and Python for the file with what was added to the base model."
     on_hub = '/' in here and not here.startswith(('.','/'))
     return on_hub,"hf_hub_download(here, 'base_change.safetensors')" if on_hub else "here + '/base_change.safetensors'"
 
 def _cautions(server, base, merged, alone, card):
-    "What the card warns of: values that are nothing where there is no need to."
+    "Warnings for the card: values that are nothing where there is no need to warn."
     cfg,at = server.cfg,server.store.round
     old = card.get('round', at) != at
     return dict(beside=Path(base).name if not alone and base != _base(cfg)[0] else '',
@@ -360,7 +360,7 @@ def export_all(run,         # a run's folder, or a server
         _write_script(folder, command, note if server.cfg.add_tokens else '')
     return Path(to)
 
-# %% ../nbs/13_ship.ipynb #e2182990
+# %% ../nbs/13_ship.ipynb #a38a6968
 class Chat:
     "A talk with the clients' models of a run."
     def __init__(self,
@@ -385,7 +385,7 @@ class Chat:
 
     @property
     def title(self)->str:
-        "Who is talked to."
+        "The name of the client that is talked to, or 'base'."
         return 'base' if self.who is None else self.names[self.who]
 
 # %% ../nbs/13_ship.ipynb #82f94d07
@@ -463,7 +463,7 @@ def listed(self:Chat,
     rest = len(names) - len(ids)
     return '\n'.join(map(line, ids)) + (f'\n{rest} more' if rest else '')
 
-# %% ../nbs/13_ship.ipynb #b6d8d20a
+# %% ../nbs/13_ship.ipynb #d6607aac
 _chat_help = """/client 3    talk to client 3, by number or name
 /base        talk to the model as it was before training
 /clients     who there is
@@ -473,7 +473,7 @@ _chat_help = """/client 3    talk to client 3, by number or name
 
 @patch
 def command(self:Chat, line:str)->str|None: # what to say, or `None` to end
-    "Do what a line that begins with / says; raises `ConfigError` for what isn't known."
+    "Obey a line that begins with /; raises `ConfigError` for what isn't known."
     word,_,rest = line[1:].strip().partition(' ')
     if word in ('quit','exit','q'): return None
     if word == 'help': return _chat_help
@@ -490,10 +490,10 @@ def command(self:Chat, line:str)->str|None: # what to say, or `None` to end
         raise ConfigError(line, 'one of /client, /base, /clients, /talk, /help, /quit' + near(word, known), line)
     return ''   # the prompt says who it is
 
-# %% ../nbs/13_ship.ipynb #7de76f2e
+# %% ../nbs/13_ship.ipynb #74d5d3c1
 @patch
 def _cut_note(self:Chat):
-    "What to say below an answer to a question that didn't fit."
+    "A note below an answer to a question that didn't fit."
     if not self.cut: return ''
     return (f'\n(that was too long for `max_length` {self.prompter.max_length}: '
             f'the model was not given {self.cut:,} tokens of it)')

@@ -408,10 +408,10 @@ def test_a_question_that_is_too_long_says_so(make_cfg):
     assert '`max_length` 24' in said and n - 24 <= cut < n and not [o for o in short if 'max_length' in o]
 
 def test_a_wrong_client_is_found_before_the_model_is_loaded(make_cfg):
-    from fedai import servers
     s = run(make_cfg)
-    with patch.object(servers.BaseServer, '_make_model', side_effect=AssertionError), pytest.raises(ConfigError, match="got '9'"):
-        Chat(s.cfg.output_dir, '9')
+    with patch('fedai.train.model.get_model', side_effect=AssertionError):
+        with pytest.raises(ConfigError, match="got '9'"): Chat(s.cfg.output_dir, '9')
+        with pytest.raises(AssertionError): Chat(s.cfg.output_dir, '1')
 
 def test_an_answer_that_is_stopped(make_cfg):
     chat = Chat(run(make_cfg).cfg.output_dir, 1, most=50)
