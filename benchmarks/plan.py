@@ -114,7 +114,8 @@ def main():
     lines = ['# Plan\n\n`python benchmarks/plan.py --out benchmarks/plan.md`. What the columns mean stands at the head of the script; '
              'in each cell is what the plan says, what the run took, and how far the plan is off.\n\n'
              f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory/2**30:.0f} GiB of memory, torch {torch.__version__}.\n',
-             '| run | tokens | rounds | total | peak memory | disk at the end | disk at most | planning (of it measuring) |', '|' + '---|'*8]
+             '| run | tokens | rounds | total | peak memory | disk at the end | disk at most | planning (of it measuring) |',
+             '|' + '---|'*8]
     worst = {}
     with tempfile.TemporaryDirectory() as d:
         for c in CASES:
@@ -126,7 +127,7 @@ def main():
             lines.append(f"| {o['what']} | {' | '.join(cells)} | {o['planning']:.0f} s ({o['measuring']:.0f} s) |")
             print(lines[-1], {k: round(v, 2) for k,v in o['time'].items()}, flush=True)
             if a.out:
-                Path(a.out).write_text('\n'.join([*lines,
-                                                  '| furthest off | ' + ' | '.join(f'{worst[k]:.0%}' for k in SHOWN) + ' | |']) + '\n')
+                off = '| furthest off | ' + ' | '.join(f'{worst[k]:.0%}' for k in SHOWN) + ' | |'
+                Path(a.out).write_text('\n'.join([*lines, off]) + '\n')
 
 if __name__ == '__main__': main()
