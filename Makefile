@@ -37,6 +37,7 @@ sync: setup
 
 check: setup
 	$(BIN)/python tools/sync.py --check
+	$(BIN)/ruff check nbs tests tools benchmarks setup.py
 
 # What cells show, stored in the notebooks for those who read them: of all, or make outputs NB=tutorials/00_quickstart.
 outputs: setup

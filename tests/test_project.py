@@ -60,7 +60,7 @@ def test_places_named_in_the_map_are_there():
 
 NAMES = """
 AdapterStore AnswerLoss BaseClient BaseServer BatchedEngine Bleu BudgetSpent Callback Chat Chrf ClientData Client_ditto Client_mira
-Client_prox Comparison ConfigError Curves DataError Double Draws Encoded ExactMatch ExampleTable Examples FedConfig FlowerEngine History
+Client_prox Comparison ConfigError Curves DataError Draws Encoded ExactMatch ExampleTable Examples FedConfig FlowerEngine History
 Layout LazyList LiveState LoraStack Member ModuleStack ModuleTask NonFiniteLoss Prefix Privacy Progress Prompter RayEngine Recipe Rouge
 RoundFailed RunError SafeStop SequentialEngine Server_cfl Server_ditto Server_fedavg Server_fedavg_ft Server_fedex Server_fedprox
 Server_fedsa Server_fedu Server_ffa Server_flora Server_hetlora Server_ifca Server_local Server_mira Server_rolora Source Stopped

@@ -325,11 +325,11 @@ def test_the_server_killed_between_the_sum_and_the_commit(make_cfg, tmp_path, ca
     mine = make_cfg(**cfg)
     def begin(spoil=None): return federation(mine, data, tmp_path/'mine', spoil)[0]
     s = begin()
-    real = s.update
-    def update(state, t, id, metrics):
+    real = s.save_trained
+    def save_trained(id, t, *args):
         if t == 1 and id == 1: raise Killed
-        real(state, t, id, metrics)
-    s.update = update
+        real(id, t, *args)
+    s.save_trained = save_trained
     with pytest.raises(Killed): s.fit()
     s = begin(lambda node, kind, r: 'gone' if node == 13 and kind == 'train' else r)
     capsys.readouterr()

@@ -10,7 +10,7 @@ NBS = ROOT/'nbs'
 ROOMS = ('config', 'utils', 'graphs', 'selection', 'models', 'data', 'store', 'evaluate', 'train', 'clients', 'engines', 'checks', 'hooks',
          'federation',
          'servers', 'algorithms',
-         'study', 'remote', 'reading', 'ship', 'cli')   # modules of `fedai`, and its folders
+         'study', 'remote', 'reading', 'ship', 'commands', 'cli')   # modules of `fedai`, and its folders
 
 def room(module): return module.split('.')[0]
 

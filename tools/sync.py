@@ -26,7 +26,7 @@ def readme(nb):
 def sync(root):
     "Export, clean and write the README of the checkout at `root`."
     for o in (root/'fedai').rglob('*.py'):
-        if o.name != '__init__.py': o.unlink()
+        if o.name not in ('__init__.py','__main__.py'): o.unlink()   # written by hand
     env = {**os.environ, 'PYTHONPATH': str(root)}
     for cmd in ('nbdev_export', 'nbdev_clean'):
         subprocess.run([str(Path(sys.executable).parent/cmd)], cwd=root, env=env, check=True)
