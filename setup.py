@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 cfg = ConfigParser(delimiters=['='])
 cfg.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('dev', 'demo', 'quant', 'partition', 'ray', 'flower', 'privacy', 'track', 'docs')}
+extras = {name: cfg[f'{name}_requirements'].split()
+          for name in ('dev', 'demo', 'quant', 'partition', 'ray', 'flower', 'privacy', 'track', 'docs')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'],

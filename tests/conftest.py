@@ -23,6 +23,7 @@ def make_cfg(tmp_path):
     "Configs for runs of the tiny model, each in a folder of its own unless told otherwise."
     count = iter(range(1000))
     def make(**kwargs):
-        base = dict(model='tiny', device='cpu', num_clients=4, rounds=2, local_step=2, batch_size=3, max_new_tokens=4, r=4, output_dir=str(tmp_path/f'run{next(count)}'))
+        base = dict(model='tiny', device='cpu', num_clients=4, rounds=2, local_step=2, batch_size=3, max_new_tokens=4, r=4,
+                    output_dir=str(tmp_path/f'run{next(count)}'))
         return FedConfig(**{**base, **kwargs})
     return make

@@ -4,7 +4,7 @@ import pytest, torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from conftest import client_data
-from fedai.algorithms import get_server, import_user_code, list_algorithms
+from fedai.algorithms import get_server, import_user_code
 from fedai.cli import main
 from fedai.config import ConfigError
 from fedai.data.prompts import train_batch
@@ -99,15 +99,18 @@ def plain_server_mira(cfg, selection, A, kind, eta, args):
         for k in ids: ws[k] = {n: stepped(kind, ws[k][n], y[k][n], states[k][n], eta, *args.values()) for n in ws[k]}
     return ws
 
-CASES = {'local': lambda c,s,_: plain_local(c, s), 'fedavg': lambda c,s,_: plain_fedavg(c, s), 'fedavg_ft': lambda c,s,_: plain_fedavg(c, s, None, True),
-         'fedprox': lambda c,s,_: plain_fedavg(c, s, lambda sent: lambda n,w: .3*(w - sent[n])), 'ditto': lambda c,s,_: plain_ditto(c, s), 'fedu': plain_fedu, 'mira': plain_fedu}
+CASES = {'local': lambda c,s,_: plain_local(c, s), 'fedavg': lambda c,s,_: plain_fedavg(c, s),
+         'fedavg_ft': lambda c,s,_: plain_fedavg(c, s, None, True),
+         'fedprox': lambda c,s,_: plain_fedavg(c, s, lambda sent: lambda n,w: .3*(w - sent[n])), 'ditto': lambda c,s,_: plain_ditto(c, s),
+         'fedu': plain_fedu, 'mira': plain_fedu}
 
 @pytest.mark.parametrize('engine', ['batched','sequential'])
 @pytest.mark.parametrize('name', CASES)
 def test_modules_against_the_papers_formulas(make_cfg, name, engine):
     "Three rounds of two of four clients with different numbers of examples; what each client is tested with at the end."
     args = {'fedprox': dict(mu=.3), 'ditto': dict(lam=.3)}.get(name, {})
-    cfg = make_cfg(name=name, algorithm_args=args, engine=engine, clients_per_batch=3, m=.5, rounds=3, local_step=3, batch_size=4, optimizer='SGD', lr=.1, lambda_=.2, grad_clip=None)
+    cfg = make_cfg(name=name, algorithm_args=args, engine=engine, clients_per_batch=3, m=.5, rounds=3, local_step=3, batch_size=4,
+                   optimizer='SGD', lr=.1, lambda_=.2, grad_clip=None)
     s = get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
     s.fit()
     want = CASES[name](cfg, s.selection, s.alk_connection)
@@ -118,8 +121,10 @@ def test_modules_against_the_papers_formulas(make_cfg, name, engine):
     again = get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
     assert again.fit() == s.history
 
-SERVER = [('momentum', 1., {}, dict(b1=.9)), ('momentum', .7, dict(beta1=.5), dict(b1=.5)), ('adagrad', .01, {}, dict(b1=.9, b2=None, tau=1e-3)), ('yogi', .01, {}, dict(b1=.9, b2=.99, tau=1e-3)),
-          ('adam', .01, {}, dict(b1=.9, b2=.99, tau=1e-3)), ('adam', .05, dict(beta1=0, beta2=.6, tau=.02), dict(b1=0, b2=.6, tau=.02)), ('yogi', .05, dict(beta2=.5, tau=.3), dict(b1=.9, b2=.5, tau=.3))]
+SERVER = [('momentum', 1., {}, dict(b1=.9)), ('momentum', .7, dict(beta1=.5), dict(b1=.5)),
+          ('adagrad', .01, {}, dict(b1=.9, b2=None, tau=1e-3)), ('yogi', .01, {}, dict(b1=.9, b2=.99, tau=1e-3)),
+          ('adam', .01, {}, dict(b1=.9, b2=.99, tau=1e-3)), ('adam', .05, dict(beta1=0, beta2=.6, tau=.02), dict(b1=0, b2=.6, tau=.02)),
+          ('yogi', .05, dict(beta2=.5, tau=.3), dict(b1=.9, b2=.5, tau=.3))]
 
 @pytest.mark.parametrize('name', ['fedavg','mira'])
 @pytest.mark.parametrize('kind,eta,given,args', SERVER, ids=lambda o: str(o))
@@ -129,11 +134,13 @@ def test_server_optimisers_against_the_papers_formulas(make_cfg, name, kind, eta
                    server_optimizer=kind, server_lr=eta if given else None, server_optimizer_args=given)
     s = get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
     s.fit()
-    want = plain_server_fedavg(cfg, s.selection, kind, eta, args) if name == 'fedavg' else plain_server_mira(cfg, s.selection, s.alk_connection, kind, eta, args)
+    want = plain_server_fedavg(cfg, s.selection, kind, eta, args) if name == 'fedavg' else plain_server_mira(cfg, s.selection,
+        s.alk_connection, kind, eta, args)
     for k in range(K):
         got = s.store.layout.views(s.test_row(s.client_list[k]).clone())
         for n,t in got.items(): assert torch.allclose(t, want[k][n], rtol=1e-9, atol=1e-11), (k, n)
-    assert s.store.check() == [] and set(s.store.kept_in) == ({'moments'} if name == 'fedavg' else {f'moments_{k}' for k in set(sum(s.selection, []))})
+    assert s.store.check() == [] and set(s.store.kept_in) == ({'moments'} if name == 'fedavg'
+                                                              else {f'moments_{k}' for k in set(sum(s.selection, []))})
     assert get_server(cfg, DATA, net(), callbacks=[], criterion=torch.nn.MSELoss()).fit() == s.history
 
 @pytest.mark.parametrize('name', [n for n in CASES])
@@ -147,29 +154,34 @@ def test_momentum_of_nothing_is_no_server_optimiser(make_cfg, name):
     for a,b in zip(*rows): assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 def test_ditto_steps_its_shared_rows_and_fedavg_ft_none_at_the_end(make_cfg):
-    kw = dict(m=.5, rounds=3, local_step=3, batch_size=4, optimizer='SGD', lr=.1, grad_clip=None, server_optimizer='momentum', keep_rounds=9)
+    kw = dict(m=.5, rounds=3, local_step=3, batch_size=4, optimizer='SGD', lr=.1, grad_clip=None, server_optimizer='momentum',
+              keep_rounds=9)
     def run(name):
-        s = get_server(make_cfg(name=name, algorithm_args={'lam': .3} if name == 'ditto' else {}, **kw), DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
+        s = get_server(make_cfg(name=name, algorithm_args={'lam': .3} if name == 'ditto' else {}, **kw), DATA, net(), callbacks=[],
+                       criterion=torch.nn.MSELoss())
         s.fit()
         return s
     avg,ditto,ft = map(run, ('fedavg','ditto','fedavg_ft'))
-    assert torch.equal(avg.store.load_row(avg.selection[-1][0]), ditto.store.load_row(ditto.selection[-1][0])) and set(ditto.store.kept_in) == {'moments'}
-    ws,vs = [ditto.store.layout.views(ditto.store.load_row(ditto.selection[t-1][0], t) if t else ditto.store.load_row(0, 0)) for t in range(3)],[net().state_dict() for _ in range(K)]
+    assert torch.equal(avg.store.load_row(avg.selection[-1][0]),
+                       ditto.store.load_row(ditto.selection[-1][0])) and set(ditto.store.kept_in) == {'moments'}
+    ws,vs = [ditto.store.layout.views(ditto.store.load_row(ditto.selection[t-1][0], t) if t else ditto.store.load_row(0, 0))
+             for t in range(3)],[net().state_dict() for _ in range(K)]
     for t,ids in enumerate(ditto.selection):
         for k in ids: vs[k] = sgd(ditto.cfg, vs[k], DATA[k]['train'], t, K+k, lambda n,v: .3*(v - ws[t][n]))
     for k in range(K):
-        for n,v in ditto.store.layout.views(ditto.test_row(ditto.client_list[k])).items(): assert torch.allclose(v, vs[k][n], rtol=1e-6, atol=1e-9), (k, n)
+        for n,v in ditto.store.layout.views(ditto.test_row(ditto.client_list[k])).items():
+            assert torch.allclose(v, vs[k][n], rtol=1e-6, atol=1e-9), (k, n)
     assert set(ft.store.kept_in) == {'moments'} and ft.store.kept_in['moments'][0] == 2
     sent = ft.store.layout.views(ft.store.load_row(ft.selection[1][0], 2))
     for k in range(K):
         for n,v in sgd(ft.cfg, sent, DATA[k]['train'], 2, k).items(): assert torch.allclose(ft.store.load(k)[n], v, rtol=1e-9, atol=1e-12)
 
-def lora_steps(cfg, state, items, t, id, names=None, change={}):
+def lora_steps(cfg, state, items, t, id, names=None, change=None):
     "SGD on a LoRA, or on some of its tensors, over a base model with `change` added to its weights, by peft and transformers alone."
     model = get_model(cfg).eval()
     with torch.no_grad():
         for n,p in model.named_parameters():
-            if (name := n.removeprefix('base_model.model.').replace('.base_layer.', '.')) in change: p += change[name]
+            if (name := n.removeprefix('base_model.model.').replace('.base_layer.', '.')) in (change or {}): p += change[name]
     set_peft_model_state_dict(model, state)
     live = {n.replace('.default', ''): p for n,p in model.named_parameters() if p.requires_grad}
     names = live if names is None else names
@@ -184,7 +196,8 @@ def lora_steps(cfg, state, items, t, id, names=None, change={}):
 @pytest.mark.parametrize('engine', ['batched','sequential'])
 @pytest.mark.parametrize('name', ['ffa','fedsa','rolora'])
 def test_loras_factors_against_the_papers(make_cfg, name, engine):
-    cfg = make_cfg(name=name, engine=engine, m=.5, rounds=3, local_step=2, batch_size=3, optimizer='SGD', lr=2., grad_clip=.02, optimizer_args=dict(weight_decay=0.))
+    cfg = make_cfg(name=name, engine=engine, m=.5, rounds=3, local_step=2, batch_size=3, optimizer='SGD', lr=2., grad_clip=.02,
+                   optimizer_args=dict(weight_decay=0.))
     s = get_server(cfg, client_data(4), callbacks=[])
     start = {n: t.clone() for n,t in s.live.state().items()}
     s.fit()
@@ -209,7 +222,8 @@ def test_a_server_step_on_loras_factors(make_cfg, name):
     s = get_server(cfg, client_data(4), callbacks=[])
     s.fit()
     A,B = ({n for n in s.live.tensors if f'lora_{X}' in n} for X in 'AB')
-    w,m = {n: t.clone() for n,t in s.store.layout.views(s.store.load_row(0, 0)).items()},{n: torch.zeros_like(t) for n,t in s.live.state().items()}
+    w,m = {n: t.clone() for n,t in s.store.layout.views(s.store.load_row(0, 0)).items()},{n: torch.zeros_like(t)
+        for n,t in s.live.state().items()}
     for t,ids in enumerate(s.selection):
         trained = {i: load_file(s.store.path(i, t+1, 'trained')/'adapter_model.safetensors') for i in ids}
         names = {'fedsa': A, 'ffa': B, 'rolora': B if t % 2 == 0 else A}[name]
@@ -221,7 +235,8 @@ def test_a_server_step_on_loras_factors(make_cfg, name):
             for n in new:
                 if n in B and name == 'fedsa': assert torch.equal(new[n], trained[i][n])
                 else: assert torch.allclose(new[n], w[n], rtol=1e-5, atol=1e-7)   # an average of equal ones
-    assert {n.removeprefix('m.') for n in s.store.kept('moments')} == {'fedsa': A, 'ffa': B, 'rolora': A | B}[name] and s.store.check() == []
+    assert {n.removeprefix('m.') for n in s.store.kept('moments')} == {'fedsa': A, 'ffa': B,
+        'rolora': A | B}[name] and s.store.check() == []
 
 def test_buffers_and_half_precision_under_a_server_step(make_cfg):
     "BatchNorm's statistics are mixed and not stepped; rows in bfloat16 have moments in float32."
@@ -232,15 +247,19 @@ def test_buffers_and_half_precision_under_a_server_step(make_cfg):
     s.fit()
     n,w = '1.running_var',[x/sum(SIZES) for x in SIZES]
     old = [load_file(s.store.path(i, 2, 'trained')/'model.safetensors')[n] for i in range(4)]
-    assert torch.allclose(s.store.load(0)[n], sum(x*o for x,o in zip(w, old))) and 'm.'+n not in s.store.kept('moments') and 'm.0.weight' in s.store.kept('moments')
+    assert torch.allclose(s.store.load(0)[n], sum(x*o for x,o in zip(w, old)))
+    assert 'm.'+n not in s.store.kept('moments') and 'm.0.weight' in s.store.kept('moments')
     data = [{k: [(x.bfloat16(), y.bfloat16()) for x,y in v] for k,v in d.items()} for d in DATA]
-    s = get_server(make_cfg(name='mira', rounds=1, lr=.05, server_optimizer='adam'), data, net().bfloat16(), callbacks=[], criterion=torch.nn.MSELoss())
+    s = get_server(make_cfg(name='mira', rounds=1, lr=.05, server_optimizer='adam'), data, net().bfloat16(), callbacks=[],
+                   criterion=torch.nn.MSELoss())
     s.fit()
-    assert {t.dtype for t in s.store.kept('moments_0').values()} == {torch.float32} and {t.dtype for t in s.store.load(0).values()} == {torch.bfloat16}
+    assert {t.dtype for t in s.store.kept('moments_0').values()} == {torch.float32} and {t.dtype
+        for t in s.store.load(0).values()} == {torch.bfloat16}
 
 def test_factors_need_a_lora(make_cfg):
     for name in ('ffa','fedsa','rolora'):
-        with pytest.raises(ConfigError, match='`name`: expected an algorithm for models without a LoRA'): get_server(make_cfg(name=name), DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
+        with pytest.raises(ConfigError, match='`name`: expected an algorithm for models without a LoRA'):
+            get_server(make_cfg(name=name), DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
 
 def test_a_newcomer_gets_no_ones_own_part(make_cfg):
     "With fedsa a client that never took part has the shared A, and the B of the common start."
@@ -255,7 +274,8 @@ def test_a_newcomer_gets_no_ones_own_part(make_cfg):
 def test_fedavg_ft_cant_be_lengthened(make_cfg):
     cfg = make_cfg(name='fedavg_ft')
     get_server(cfg, client_data(4), callbacks=[]).fit()
-    with pytest.raises(ConfigError, match='`rounds`: expected 2, as in the run in'): get_server(cfg.replace(rounds=3), client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match='`rounds`: expected 2, as in the run in'):
+        get_server(cfg.replace(rounds=3), client_data(4), callbacks=[])
 
 def test_another_algorithm_is_another_run(make_cfg):
     cfg = make_cfg(rounds=1)
@@ -280,13 +300,20 @@ def test_ones_own_algorithm_in_config_and_command_line(make_cfg, tmp_path, capsy
     assert get_server(cfg, client_data(4), callbacks=[]).fit()[0]['pull']['mean'] == pytest.approx(.15)
     assert main(['algorithms', '--json', '--imports', str(f)]) == 0
     rows = {o['name']: o for o in json.loads(capsys.readouterr().out)}
-    assert rows['half'] == dict(name='half', paper='a test', about='Half of each, half of the mean.', settings={'share': [.5, 'of the mean']})
-    assert {'local','fedavg','fedavg_ft','fedprox','ditto','fedu','mira','ffa','fedsa','rolora'} <= rows.keys() and all(o['about'] and o['paper'] for o in rows.values())
+    assert rows['half'] == dict(name='half', paper='a test', about='Half of each, half of the mean.',
+                                settings={'share': [.5, 'of the mean']})
+    assert {'local','fedavg','fedavg_ft','fedprox','ditto','fedu','mira','ffa','fedsa',
+            'rolora'} <= rows.keys() and all(o['about'] and o['paper'] for o in rows.values())
     with pytest.raises(ConfigError, match='`imports`: expected existing Python files'): import_user_code(['nothing.py'])
     with pytest.raises(ConfigError, match='`imports`: expected Python files or modules'): import_user_code(['no_such_module'])
 
-@pytest.mark.parametrize('args,message', [(dict(algorithm_args={'lambda': 1}), 'settings of mira, which has none'), (dict(name='fedprox', algorithm_args={'mu': -1}), '`algorithm_args: mu`: expected a number of at least 0, got -1'),
-                                          (dict(name='ditto', algorithm_args={'lam': 'x'}), '`algorithm_args: lam`'), (dict(name='fedu'), "`optimizer`: expected 'SGD' for fedu"), (dict(name='Mira'), "did you mean 'mira'"),
-                                          (dict(name='fedavg', server_optimizer='adam', space='product'), "`server_optimizer`: expected 'none' with `space: product`")])
+@pytest.mark.parametrize('args,message', [(dict(algorithm_args={'lambda': 1}), 'settings of mira, which has none'),
+                                          (dict(name='fedprox', algorithm_args={'mu': -1}),
+                                           '`algorithm_args: mu`: expected a number of at least 0, got -1'),
+                                          (dict(name='ditto', algorithm_args={'lam': 'x'}), '`algorithm_args: lam`'),
+                                          (dict(name='fedu'), "`optimizer`: expected 'SGD' for fedu"),
+                                          (dict(name='Mira'), "did you mean 'mira'"),
+                                          (dict(name='fedavg', server_optimizer='adam', space='product'),
+                                           "`server_optimizer`: expected 'none' with `space: product`")])
 def test_bad_settings(make_cfg, args, message):
     with pytest.raises(ConfigError, match=message): get_server(make_cfg(**args), client_data(4), callbacks=[])

@@ -9,14 +9,16 @@ from fedai.evaluate.metrics import paired_bootstrap
 from fedai.study.comparison import Comparison, _fingerprint, compare, validation_split
 from fedai.config import ConfigError
 
-ARGS = dict(algorithms=['local','fedavg','mira'], seeds=[0,1], tune={'*': {'lr': [.1,1.]}, 'mira': {'coupling': [.2,.6]}}, metric='loss', data=lambda cfg: client_data(4))
+ARGS = dict(algorithms=['local','fedavg','mira'], seeds=[0,1], tune={'*': {'lr': [.1,1.]}, 'mira': {'coupling': [.2,.6]}}, metric='loss',
+            data=lambda cfg: client_data(4))
 
 def test_interval_against_scipys():
     from scipy.stats import bootstrap
     x = np.random.default_rng(1).gamma(2., size=40)
     want = bootstrap((x,), np.mean, n_resamples=20000, method='percentile', rng=np.random.default_rng(0)).confidence_interval
     got = paired_bootstrap(x, draws=20000)
-    assert got['low'] == pytest.approx(want.low, abs=.02) and got['high'] == pytest.approx(want.high, abs=.02) and got['mean'] == pytest.approx(x.mean())
+    assert got['low'] == pytest.approx(want.low, abs=.02) and got['high'] == pytest.approx(want.high, abs=.02)
+    assert got['mean'] == pytest.approx(x.mean())
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     "Groups with an effect of their own: in about 95 of 100 draws the interval has the true mean; without groups in far fewer."
@@ -31,7 +33,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.floats(-3, 3), st.integers(0, 5))
 def test_algebra_of_the_interval(x, c, seed):
-    o,moved,turned = paired_bootstrap(x, draws=200, seed=seed),paired_bootstrap(np.array(x)+c, draws=200, seed=seed),paired_bootstrap(-np.array(x), draws=200, seed=seed)
+    o,moved,turned = (paired_bootstrap(y, draws=200, seed=seed) for y in (x, np.array(x)+c, -np.array(x)))
     assert o['low'] <= o['mean'] + 1e-9 or len(set(x)) > 1
     for k in ('mean','low','high'): assert moved[k] == pytest.approx(o[k] + c, abs=1e-9)
     assert turned['low'] == pytest.approx(-o['high'], abs=1e-9)
@@ -46,16 +48,24 @@ def test_numbers_are_recomputed_from_the_files(make_cfg):
     for r in rows: assert float(r['loss']) == cards[r['algorithm'],int(r['seed'])][r['client']]['loss']
     for row in json.loads((root/'compare.json').read_text())['rows']:
         mine = {s: [m['loss'] for m in cards[row['algorithm'],s].values()] for s in (0,1)}
-        assert row['mean'] == pytest.approx(np.mean([*mine.values()])) and row['worst_decile'] == pytest.approx(np.mean([max(v) for v in mine.values()]))
+        assert row['mean'] == pytest.approx(np.mean([*mine.values()]))
+        assert row['worst_decile'] == pytest.approx(np.mean([max(v) for v in mine.values()]))
         for ref in {'local','fedavg'} - {row['algorithm']}:
             d = np.array([[m['loss'] for m in cards[ref,s].values()] for s in (0,1)]) - [mine[s] for s in (0,1)]
-            assert row[ref]['mean'] == pytest.approx(d.mean(), abs=1e-12) and row[ref]['better']['mean'] == (d > 0).mean() and row[ref]['low'] <= d.mean() <= row[ref]['high']
-            tasks = [f'{s} plus{k%2}' for s in (0,1) for k in range(4)]   # as the clients' examples say; client 0 and 2 of a seed are drawn together
-            assert {k: row[ref][k] for k in ('mean','low','high')} == pytest.approx({k: v for k,v in paired_bootstrap(d.ravel(), tasks).items()}, abs=1e-12)
-    assert {json.loads(p.read_text())['key']['data'] for p in root.glob('tune/*/*/cell.json')} == {_fingerprint(validation_split(client_data(4), .25, 0))}   # tuned without the tests
+            got = row[ref]
+            assert got['mean'] == pytest.approx(d.mean(), abs=1e-12) and got['better']['mean'] == (d > 0).mean()
+            assert got['low'] <= d.mean() <= got['high']
+            # as the clients' examples say; client 0 and 2 of a seed are drawn together
+            tasks = [f'{s} plus{k%2}' for s in (0,1) for k in range(4)]
+            assert {k: got[k] for k in ('mean','low','high')} == pytest.approx(paired_bootstrap(d.ravel(), tasks), abs=1e-12)
+    # tuned without the tests
+    tuned_on = {json.loads(p.read_text())['key']['data'] for p in root.glob('tune/*/*/cell.json')}
+    assert tuned_on == {_fingerprint(validation_split(client_data(4), .25, 0))}
     history = {a: [json.loads(o) for o in (root/a/'seed_0'/'history.jsonl').read_text().splitlines()] for a in ARGS['algorithms']}
-    for k in ('data','selected','tokens'): assert len({json.dumps([r[k] for r in h]) for h in history.values()}) == 1   # the same data, selection and budget
-    losses = {a: [np.mean([m['loss'] for m in json.loads((root/'tune'/a/str(j)/'cell.json').read_text())['clients'].values()]) for j in (0,1)] for a in ARGS['algorithms']}
+    # the same data, selection and budget
+    for k in ('data','selected','tokens'): assert len({json.dumps([r[k] for r in h]) for h in history.values()}) == 1
+    losses = {a: [np.mean([m['loss'] for m in json.loads((root/'tune'/a/str(j)/'cell.json').read_text())['clients'].values()])
+                  for j in (0,1)] for a in ARGS['algorithms']}
     grid = {a: [{'coupling': .2},{'coupling': .6}] if a == 'mira' else [{'lr': .1},{'lr': 1.}] for a in ARGS['algorithms']}
     for row in result.summary(): assert row['tuned'] == grid[row['algorithm']][int(np.argmin(losses[row['algorithm']]))]
 
@@ -88,14 +98,16 @@ def test_a_finished_comparison_of_data_that_says_how_many_clients_there_are(make
     assert compare(cfg, **args).rows == first.rows and len(marks) == 3 and all(p.stat().st_mtime_ns == t for p,t in marks.items())
 
 def test_other_settings_than_in_the_folder_are_refused_before_anything_runs(make_cfg):
-    cfg,out,mine = make_cfg(rounds=1),io.StringIO(),{**ARGS, 'seeds': [0], 'tune': {'*': {'lr': [1.,.1]}, 'mira': {'coupling': [.6,.2]}}}   # the second trial wins
+    # the second trial wins
+    cfg,out,mine = make_cfg(rounds=1),io.StringIO(),{**ARGS, 'seeds': [0], 'tune': {'*': {'lr': [1.,.1]}, 'mira': {'coupling': [.6,.2]}}}
     first = compare(cfg, **mine, out=out)
     ran = out.getvalue()
     assert {'lr': .1} in first.tuned.values()
     assert compare(cfg, **mine, out=io.StringIO()).rows == first.rows
     for changed,args,message in [(dict(local_step=9), {}, '`local_step`: expected 2'),
                                  ({}, dict(tune={'*': {'lr': [.2,.3]}}), '`lr`: expected 1.0, as in .*tune'),
-                                 ({}, dict(algorithms=['ditto','local'], seeds=[1,0], tune=None), '`lr`: expected .*local')]:   # what comes first is new, what comes later is there
+                                 # what comes first is new, what comes later is there
+                                 ({}, dict(algorithms=['ditto','local'], seeds=[1,0], tune=None), '`lr`: expected .*local')]:
         with pytest.raises(ConfigError, match=message): compare(cfg.replace(**changed), **{**mine, **args}, out=out)
     assert out.getvalue() == ran and not (Path(cfg.output_dir)/'ditto').exists()
 
@@ -105,13 +117,16 @@ def test_a_diverged_trial_loses_and_a_diverged_cell_is_an_error(make_cfg):
         torch.manual_seed(0)
         return torch.nn.Linear(2, 1)
     g = torch.Generator().manual_seed(0)
-    pairs = lambda c: [{'train': [(x, x.sum()[None]) for x in torch.randn(8, 2, generator=g)], 'test': [(x, x.sum()[None]) for x in torch.randn(4, 2, generator=g)]} for _ in range(2)]
+    pairs = lambda c: [{'train': [(x, x.sum()[None]) for x in torch.randn(8, 2, generator=g)],
+                        'test': [(x, x.sum()[None]) for x in torch.randn(4, 2, generator=g)]} for _ in range(2)]
     data = pairs(None)
-    args = dict(algorithms=['local'], seeds=[0], data=lambda c: data, model=lambda c: net(), criterion=torch.nn.MSELoss(), out=io.StringIO())
+    args = dict(algorithms=['local'], seeds=[0], data=lambda c: data, model=lambda c: net(), criterion=torch.nn.MSELoss(),
+                out=io.StringIO())
     cfg = make_cfg(num_clients=2, optimizer='SGD', grad_clip=None, rounds=3, local_step=20)
     assert compare(cfg, tune={'*': {'lr': [1e30,.1]}}, **args).summary()[0]['tuned'] == {'lr': .1}
     with pytest.raises(NonFiniteLoss): compare(cfg.replace(output_dir=cfg.output_dir + 'a', lr=1e30), **args)
-    with pytest.raises(NonFiniteLoss, match='every trial'): compare(cfg.replace(output_dir=cfg.output_dir + 'b'), tune={'*': {'lr': [1e30,1e29]}}, **args)
+    with pytest.raises(NonFiniteLoss, match='every trial'):
+        compare(cfg.replace(output_dir=cfg.output_dir + 'b'), tune={'*': {'lr': [1e30,1e29]}}, **args)
 
 WARM = """
 import os, sys
@@ -130,11 +145,14 @@ for line in sys.stdin:
 """
 
 def test_killed_and_gone_on_with(tmp_path):
-    "The command, killed twice, ends with the same table as one that wasn't; forks of a process that has imported all, which takes longer than the command."
+    "The command, killed twice, ends with the same table as one that wasn't; in forks of a process, since imports take longer."
     p = tmp_path/'c.yaml'
-    p.write_text("model: tiny\ndevice: cpu\nnum_clients: 2\nclients_per_task: 2\ntasks: {gcd: {max_value: 20}}\ntrain_size: 8\ntest_size: 4\nrounds: 3\nlocal_step: 2\nmax_new_tokens: 3\ncompare: {algorithms: [local, fedavg], seeds: [0, 1], metric: loss, sweep: {train_size: [4, 8]}}\n")
+    p.write_text("model: tiny\ndevice: cpu\nnum_clients: 2\nclients_per_task: 2\ntasks: {gcd: {max_value: 20}}\n"
+                 "train_size: 8\ntest_size: 4\nrounds: 3\nlocal_step: 2\nmax_new_tokens: 3\n"
+                 "compare: {algorithms: [local, fedavg], seeds: [0, 1], metric: loss, sweep: {train_size: [4, 8]}}\n")
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
-    with open(tmp_path/'log', 'w') as log, subprocess.Popen([sys.executable, '-c', WARM], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as warm:
+    with open(tmp_path/'log', 'w') as log, subprocess.Popen([sys.executable, '-c', WARM], env=env, stdin=subprocess.PIPE,
+                                                            stdout=subprocess.PIPE, stderr=log, text=True) as warm:
         def number(): return int(warm.stdout.readline())
         def start(folder):
             print('compare', p, '--output_dir', tmp_path/folder, file=warm.stdin, flush=True)
@@ -150,19 +168,46 @@ def test_killed_and_gone_on_with(tmp_path):
         assert number() == 0, (tmp_path/'log').read_text()
     for o in ('compare.csv','compare.md','compare.json'): assert (tmp_path/'a'/o).read_bytes() == (tmp_path/'b'/o).read_bytes()
 
-@pytest.mark.parametrize('args,message', [(dict(algorithms=['mirra']), "did you mean 'mira'"), (dict(algorithms=[]), '`algorithms`: expected at least one'), (dict(algorithms=['local','local']), 'each once'), (dict(seeds=[]), '`seeds`'), (dict(seeds=[0,0]), '`seeds`'), *[(dict(seeds=o), '`seeds`: expected a list of different whole numbers') for o in ('a',['a'],[1.5],[True],[-1])], (dict(callbacks=print), '`callbacks`: expected a list'),
-                                          (dict(sweep={'train_sise': [1]}), 'train_sise'), (dict(sweep={'r': []}), '`sweep`'), (dict(sweep={'r': [1], 'm': [1]}), '`sweep`'), (dict(sweep={'ranks': [[1,1],[2,2]]}), '`sweep: ranks`: expected single values'), (dict(sweep={'graph_args': [{}]}), '`sweep: graph_args`: expected single values'), (dict(sweep={'r': [4,0]}), '`r`: expected at least 1, got 0'), (dict(tune={'mira': {'lr': [1e-3,1e-2]}}), 'as many trials'),
-                                          (dict(tune={'mirra': {'lr': [1]}}), "did you mean 'mira'"), (dict(tune={'*': {'lr': [1e-3,-1]}}), '`lr`: expected a value above 0'), (dict(tune={'*': {'seed': [1,2]}}), 'one value for all'), (dict(tune={'*': {'name': ['mira']}}), '`tune: name`'), (dict(tune=[1]), '`tune`'), (dict(algorithms={'x': {'name': 'mira', 'algorithm_args': {'mu': 1}}}), 'settings of mira, which has none'),
-                                          (dict(algorithms={'a/b': {'name': 'mira'}}), 'labels of letters'), (dict(algorithms={'x': {'name': 'mira', 'train_size': 3}}), 'one value for all'), (dict(algorithms={'x': 3}), '`algorithms: x`'), (dict(data=client_data(4)), "`data`: expected a function of a cell's config"), (dict(model=torch.nn.Linear(1, 1)), "`model`: expected a function of a cell's config, which makes a fresh model, got 'Linear'"), (dict(metric='accuracyy'), "`metric`: expected one of loss, .*did you mean 'accuracy'"), (dict(metric='choice_accuracy'), '`metric`: expected one of loss')])
+@pytest.mark.parametrize('args,message', [(dict(algorithms=['mirra']), "did you mean 'mira'"),
+                                          (dict(algorithms=[]), '`algorithms`: expected at least one'),
+                                          (dict(algorithms=['local','local']), 'each once'), (dict(seeds=[]), '`seeds`'),
+                                          (dict(seeds=[0,0]), '`seeds`'),
+                                          *[(dict(seeds=o), '`seeds`: expected a list of different whole numbers')
+                                            for o in ('a',['a'],[1.5],[True],[-1])],
+                                          (dict(callbacks=print), '`callbacks`: expected a list'),
+                                          (dict(sweep={'train_sise': [1]}), 'train_sise'), (dict(sweep={'r': []}), '`sweep`'),
+                                          (dict(sweep={'r': [1], 'm': [1]}), '`sweep`'),
+                                          (dict(sweep={'ranks': [[1,1],[2,2]]}), '`sweep: ranks`: expected single values'),
+                                          (dict(sweep={'graph_args': [{}]}), '`sweep: graph_args`: expected single values'),
+                                          (dict(sweep={'r': [4,0]}), '`r`: expected at least 1, got 0'),
+                                          (dict(tune={'mira': {'lr': [1e-3,1e-2]}}), 'as many trials'),
+                                          (dict(tune={'mirra': {'lr': [1]}}), "did you mean 'mira'"),
+                                          (dict(tune={'*': {'lr': [1e-3,-1]}}), '`lr`: expected a value above 0'),
+                                          (dict(tune={'*': {'seed': [1,2]}}), 'one value for all'),
+                                          (dict(tune={'*': {'name': ['mira']}}), '`tune: name`'), (dict(tune=[1]), '`tune`'),
+                                          (dict(algorithms={'x': {'name': 'mira', 'algorithm_args': {'mu': 1}}}),
+                                           'settings of mira, which has none'),
+                                          (dict(algorithms={'a/b': {'name': 'mira'}}), 'labels of letters'),
+                                          (dict(algorithms={'x': {'name': 'mira', 'train_size': 3}}), 'one value for all'),
+                                          (dict(algorithms={'x': 3}), '`algorithms: x`'),
+                                          (dict(data=client_data(4)), "`data`: expected a function of a cell's config"),
+                                          (dict(model=torch.nn.Linear(1, 1)),
+                                           "`model`: expected a function of a cell's config, which makes a fresh model, got 'Linear'"),
+                                          (dict(metric='accuracyy'), "`metric`: expected one of loss, .*did you mean 'accuracy'"),
+                                          (dict(metric='choice_accuracy'), '`metric`: expected one of loss')])
 def test_bad_settings_are_found_before_anything_runs(make_cfg, args, message):
     cfg = make_cfg()
-    with pytest.raises(ConfigError, match=message): compare(cfg, **{'algorithms': ['local','mira'], 'seeds': [0], 'data': lambda c: client_data(4), 'out': io.StringIO(), **args})
-    assert len(list(Path(cfg.output_dir).rglob('cell.json'))) == (args.get('metric') == 'choice_accuracy')   # which there are of those that there may be is known after the first cell
+    with pytest.raises(ConfigError, match=message):
+        compare(cfg, **{'algorithms': ['local','mira'], 'seeds': [0], 'data': lambda c: client_data(4), 'out': io.StringIO(), **args})
+    # which there are of those that there may be is known after the first cell
+    assert len(list(Path(cfg.output_dir).rglob('cell.json'))) == (args.get('metric') == 'choice_accuracy')
 
 def test_a_comparison_in_a_terminal():
-    rows = [dict(value=None, algorithm=a, seed=s, client=i, task='', loss=float(k + i + s)) for k,a in enumerate(('local','fedavg','mira')) for s in (0,1) for i in range(3)]
+    rows = [dict(value=None, algorithm=a, seed=s, client=i, task='', loss=float(k + i + s)) for k,a in enumerate(('local','fedavg','mira'))
+            for s in (0,1) for i in range(3)]
     result = Comparison(rows, tuned={(None,'mira'): {'lr': .1}})
-    wide,narrow,cells = result.text(300),result.text(70),[[c.strip() for c in line.strip('| ').split(' | ')] for line in result.table().splitlines()]
+    wide,narrow = result.text(300),result.text(70)
+    cells = [[c.strip() for c in line.strip('| ').split(' | ')] for line in result.table().splitlines()]
     assert len(wide.splitlines()) == 5 and max(map(len, narrow.splitlines())) <= 70
     assert narrow.count('\n\n') == 3   # the means, each reference, and what was tuned
     for row in cells[2:]:

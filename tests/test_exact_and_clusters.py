@@ -14,7 +14,10 @@ from fedai.config import ConfigError
 from fedai.models import get_model
 from fedai.utils import rng
 
-def products(state): return {n.removeprefix('base_model.model.').replace('.lora_B.weight', '.weight'): state[n].double()@state[n.replace('lora_B', 'lora_A')].double() for n in state if 'lora_B' in n}
+def products(state):
+    return {n.removeprefix('base_model.model.').replace('.lora_B.weight',
+                                                        '.weight'): state[n].double()@state[n.replace('lora_B', 'lora_A')].double()
+            for n in state if 'lora_B' in n}
 
 def uneven(n=4):
     "Clients with different numbers of examples."
@@ -23,7 +26,8 @@ def uneven(n=4):
 @pytest.mark.parametrize('engine', ['batched','sequential'])
 @pytest.mark.parametrize('name', ['flora','fedex'])
 def test_exact_averages_against_the_papers(make_cfg, name, engine):
-    cfg,data = make_cfg(name=name, engine=engine, m=.5, rounds=3, local_step=2, batch_size=3, optimizer='SGD', lr=2., grad_clip=None, optimizer_args=dict(weight_decay=0.), keep_rounds=5),uneven()
+    cfg,data = make_cfg(name=name, engine=engine, m=.5, rounds=3, local_step=2, batch_size=3, optimizer='SGD', lr=2., grad_clip=None,
+                        optimizer_args=dict(weight_decay=0.), keep_rounds=5),uneven()
     s = get_server(cfg, data, callbacks=[])
     scale,state,change = cfg.lora_alpha/cfg.r,{n: t.clone() for n,t in s.live.state().items()},{}
     s.fit()
@@ -32,13 +36,16 @@ def test_exact_averages_against_the_papers(make_cfg, name, engine):
         new,n = [lora_steps(cfg, state, items[k], t, k, change=change) for k in ids],[len(data[k]['train']) for k in ids]
         exact = {w: sum(a*products(o)[w] for a,o in zip(n, new))/sum(n) for w in products(new[0])}
         average = {w: sum(a*o[w] for a,o in zip(n, new))/sum(n) for w in state}
-        before = {w: change.get(w, 0) + scale*d for w,d in exact.items()}   # what the base model and the LoRA together have to be from now on
+        # what the base model and the LoRA together have to be from now on
+        before = {w: change.get(w, 0) + scale*d for w,d in exact.items()}
         if name == 'fedex': state,change = average,{w: d - scale*products(average)[w] for w,d in before.items()}
         else:
             old,state = state,load_file(s.store.path(ids[0], t+1)/'adapter_model.safetensors')   # the fresh LoRA is drawn
             A = [w for w in state if 'lora_A' in w]
             assert all((state[w] == 0).all() for w in state if 'lora_B' in w) and all(not torch.equal(state[w], old[w]) for w in A)
-            for w in A: assert state[w].abs().max() <= state[w].shape[1]**-.5 and state[w].std() == pytest.approx((3*state[w].shape[1])**-.5, rel=.2)
+            for w in A:
+                assert state[w].abs().max() <= state[w].shape[1]**-.5 and state[w].std() == pytest.approx((3*state[w].shape[1])**-.5,
+                    rel=.2)
             change = before
         change = {w: d.float() for w,d in change.items()}
     got = s.store.kept('base')
@@ -49,7 +56,8 @@ def test_exact_averages_against_the_papers(make_cfg, name, engine):
 
 @pytest.mark.parametrize('name', ['flora','fedex'])
 def test_what_a_run_leaves_is_what_was_tested(make_cfg, name):
-    "The saved adapter on the base model with the saved change computes what the live model computes; another server with the same model begins from the model as it was; a resumed run has the same bits."
+    """The saved adapter on the base model with the saved change computes what the live model computes; another server with the same model
+    begins from the model as it was; a resumed run has the same bits."""
     cfg = make_cfg(name=name, rounds=2, lr=.05)
     s = get_server(cfg, client_data(4), callbacks=[])
     first = {n: p.clone() for n,p in get_model(cfg).named_parameters()}
@@ -59,9 +67,12 @@ def test_what_a_run_leaves_is_what_was_tested(make_cfg, name):
     live = s.model(input_ids=ids).logits
     base = get_model(cfg).unload()
     other = add_to_base(base, load_file(s.store.folder(2)/'kept_base.safetensors'))
-    torch.testing.assert_close(PeftModel.from_pretrained(other, str(s.store.path(1))).eval()(input_ids=ids).logits, live, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(PeftModel.from_pretrained(get_model(cfg).unload(), str(s.store.path(1))).eval()(input_ids=ids).logits, live, atol=1e-4)
-    for part in (1,2): again = get_server(cfg.replace(output_dir=cfg.output_dir + 'b', rounds=part), client_data(4), callbacks=[]); h = again.fit()
+    torch.testing.assert_close(PeftModel.from_pretrained(other, str(s.store.path(1))).eval()(input_ids=ids).logits, live, rtol=1e-4,
+                               atol=1e-5)
+    assert not torch.allclose(PeftModel.from_pretrained(get_model(cfg).unload(), str(s.store.path(1))).eval()(input_ids=ids).logits, live,
+                              atol=1e-4)
+    for part in (1,2):
+        again = get_server(cfg.replace(output_dir=cfg.output_dir + 'b', rounds=part), client_data(4), callbacks=[]); h = again.fit()
     assert h == history and again.test() == scores
     assert (again.store.folder(2)/'kept_base.safetensors').read_bytes() == (s.store.folder(2)/'kept_base.safetensors').read_bytes()
     third = get_server(cfg.replace(output_dir=cfg.output_dir + 'c', name='fedavg'), client_data(4), s.model, callbacks=[])
@@ -70,7 +81,8 @@ def test_what_a_run_leaves_is_what_was_tested(make_cfg, name):
 
 @pytest.mark.parametrize('name', ['flora','fedex','ifca','cfl'])
 def test_every_loss_is_that_of_the_model_it_speaks_of(make_cfg, name):
-    "In the history that of the round's end, on the clients' tests and on the server's own examples; beside the scores that of the model before the first round."
+    """In the history that of the round's end, on the clients' tests and on the server's own examples; beside the scores that of the model
+    before the first round."""
     cfg,data = make_cfg(name=name, rounds=2, lr=.1, eval_every=1),client_data(4)
     hold = data[2]['test']
     s = get_server(cfg, data, None, hold, callbacks=[])
@@ -79,16 +91,20 @@ def test_every_loss_is_that_of_the_model_it_speaks_of(make_cfg, name):
         assert history[-1]['test_loss'] == pytest.approx({str(k): m['loss'] for k,m in scores.items()}, rel=1e-5)
         shorter = get_server(cfg.replace(output_dir=cfg.output_dir + 'b', rounds=1), data, None, hold, callbacks=[])
         shorter.fit()
-        assert history[0]['test_loss'] == pytest.approx({str(k): m['loss'] for k,m in shorter.test().items()}, rel=1e-5) != history[-1]['test_loss']
+        assert history[0]['test_loss'] == pytest.approx({str(k): m['loss'] for k,m in shorter.test().items()},
+                                                        rel=1e-5) != history[-1]['test_loss']
     if name in ('flora','fedex'): assert history[-1]['holdout_loss'] == pytest.approx(scores[2]['loss'], rel=1e-5)   # one model for all
     untrained = get_server(cfg.replace(output_dir=cfg.output_dir + 'c', name='local', rounds=0), data, callbacks=[])
-    assert {i: m['loss'] for i,m in s.scorecard['base']['clients'].items()} == pytest.approx({str(i): m['loss'] for i,m in untrained.test().items()}, rel=1e-5)
+    assert {i: m['loss'] for i,m in s.scorecard['base']['clients'].items()} == pytest.approx({str(i): m['loss']
+        for i,m in untrained.test().items()}, rel=1e-5)
     assert s.test() == scores   # the change is back
 
 def test_what_exact_averages_refuse(make_cfg):
     for name in ('flora','fedex'):
-        with pytest.raises(ConfigError, match='without a LoRA'): get_server(make_cfg(name=name), DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
-        with pytest.raises(ConfigError, match='server_optimizer'): get_server(make_cfg(name=name, server_optimizer='adam'), client_data(4), callbacks=[])
+        with pytest.raises(ConfigError, match='without a LoRA'):
+            get_server(make_cfg(name=name), DATA, net(), callbacks=[], criterion=torch.nn.MSELoss())
+        with pytest.raises(ConfigError, match='server_optimizer'):
+            get_server(make_cfg(name=name, server_optimizer='adam'), client_data(4), callbacks=[])
     with pytest.raises(ConfigError, match='names of weights'): add_to_base(net(), {'x': torch.zeros(1)})
 
 def kinds(k, n):
@@ -124,7 +140,8 @@ def test_ifca_against_its_algorithm(make_cfg, engine, m):
 
 @pytest.mark.parametrize('engine', ['batched','sequential'])
 def test_cfl_against_its_algorithm(make_cfg, engine):
-    cfg = make_cfg(name='cfl', algorithm_args=dict(eps=.5), engine=engine, rounds=4, local_step=3, batch_size=4, optimizer='SGD', lr=.1, grad_clip=None)
+    cfg = make_cfg(name='cfl', algorithm_args=dict(eps=.5), engine=engine, rounds=4, local_step=3, batch_size=4, optimizer='SGD', lr=.1,
+                   grad_clip=None)
     s = get_server(cfg, TWO, net(), callbacks=[], criterion=torch.nn.MSELoss())
     history = s.fit()
     clusters = [(list(range(K)),net().state_dict())]
@@ -150,8 +167,10 @@ def test_cfl_against_its_algorithm(make_cfg, engine):
             for n,x in got.items(): torch.testing.assert_close(x, w[n], rtol=1e-6, atol=1e-8)
 
 def test_cfl_compares_directions_and_the_longest_update(make_cfg, monkeypatch):
-    "The short update points as the second does, though its inner product with the third is larger; the mean is short beside the longest, not beside the shortest."
-    s = get_server(make_cfg(name='cfl', num_clients=3), [{'train': pairs(k, 4), 'test': pairs(k, 2)} for k in range(3)], net(), callbacks=[], criterion=torch.nn.MSELoss())
+    """The short update points as the second does, though its inner product with the third is larger; the mean is short beside the longest,
+    not beside the shortest."""
+    s = get_server(make_cfg(name='cfl', num_clients=3), [{'train': pairs(k, 4), 'test': pairs(k, 2)} for k in range(3)], net(),
+                   callbacks=[], criterion=torch.nn.MSELoss())
     monkeypatch.setattr(s, 'updates', lambda ids, t: [{'w': torch.tensor(u)} for u in ([.1,0.],[1.,.5],[2.,20.])])
     assert s.clusters([0,1,2], 0) == [0,0,1]
     s.args['eps'] = .3
@@ -161,7 +180,8 @@ def test_cfl_compares_directions_and_the_longest_update(make_cfg, monkeypatch):
 
 def test_momentum_is_a_clusters(make_cfg):
     "FedAvgM within each cluster: its members share one model and its momentum."
-    cfg = make_cfg(name='ifca', rounds=4, local_step=3, batch_size=4, optimizer='SGD', lr=.05, grad_clip=None, server_optimizer='momentum', server_optimizer_args=dict(beta1=.5))
+    cfg = make_cfg(name='ifca', rounds=4, local_step=3, batch_size=4, optimizer='SGD', lr=.05, grad_clip=None, server_optimizer='momentum',
+                   server_optimizer_args=dict(beta1=.5))
     s = get_server(cfg, TWO, net(), callbacks=[], criterion=torch.nn.MSELoss())
     history,models,m = s.fit(),{},{}
     for t in range(4):
@@ -192,10 +212,15 @@ def test_clusters_of_loras_resume_to_the_bit(make_cfg, name):
     cfg = make_cfg(name=name, rounds=3, lr=.02, server_optimizer='momentum', **(dict(m=.5) if name == 'ifca' else {}))
     s = get_server(cfg, client_data(4), callbacks=[])
     history,scores = s.fit(),s.test()
-    for part in (1,2,3): again = get_server(cfg.replace(output_dir=cfg.output_dir + 'b', rounds=part), client_data(4), callbacks=[]); h = again.fit()
+    for part in (1,2,3):
+        again = get_server(cfg.replace(output_dir=cfg.output_dir + 'b', rounds=part), client_data(4), callbacks=[]); h = again.fit()
     assert json.dumps(h) == json.dumps(history) and again.test() == scores
 
-@pytest.mark.parametrize('args,message', [(dict(name='cfl', m=.5), '`m`: expected 1 for cfl'), (dict(name='ifca', algorithm_args=dict(clusters=9)), '`algorithm_args: clusters`: expected from 1 to num_clients, 4, got 9'),
-                                          (dict(name='ifca', algorithm_args=dict(clusters=1.5)), '`algorithm_args: clusters`: expected a whole number'), (dict(name='ifca', algorithm_args=dict(clusters=0)), 'from 1 to num_clients')])
+@pytest.mark.parametrize('args,message', [(dict(name='cfl', m=.5), '`m`: expected 1 for cfl'),
+                                          (dict(name='ifca', algorithm_args=dict(clusters=9)),
+                                           '`algorithm_args: clusters`: expected from 1 to num_clients, 4, got 9'),
+                                          (dict(name='ifca', algorithm_args=dict(clusters=1.5)),
+                                           '`algorithm_args: clusters`: expected a whole number'),
+                                          (dict(name='ifca', algorithm_args=dict(clusters=0)), 'from 1 to num_clients')])
 def test_bad_settings_of_clusters(make_cfg, args, message):
     with pytest.raises(ConfigError, match=message): get_server(make_cfg(**args), client_data(4), callbacks=[])

@@ -1,11 +1,13 @@
-"Graphs, what mixing along them does, similarities from factors, and who is selected: properties, and plain float64 computations to compare with."
+"Graphs, what mixing along them does, similarities from factors, and who is selected: properties, and plain float64 programs."
 import json, random, warnings
 import networkx as nx, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from fedai.config import ConfigError
-from fedai.graphs import (check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, knn_graph, laplacian, load_graph, lora_similarity, max_degree, mira_matrix, normalise_graph,
+from fedai.graphs import (check_graph, complete_graph, effective_pull, erdos_renyi_graph, graph_facts, knn_graph, laplacian, load_graph,
+                          lora_similarity, max_degree, mira_matrix, normalise_graph,
                           plot_network, random_graph, ring_graph, similarity_graph, state_similarity, step_limit, subgraph, task_graph)
-from fedai.selection import availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection, weighted_selection
+from fedai.selection import (availability_selection, neighbourhood_selection, power_of_choice, round_robin_selection, uniform_selection,
+                             weighted_selection)
 from fedai.utils import rng
 
 few = settings(max_examples=60, deadline=None)
@@ -39,7 +41,8 @@ def quiet(A, s):
 def test_every_constructor_makes_a_client_graph(K, n, p, seed):
     g = np.random.default_rng(seed)
     X,S = g.normal(size=(K,3)),g.normal(size=(K,K))
-    made = [random_graph(K, seed), complete_graph(K), task_graph(g.integers(0, 3, K)), ring_graph(K, n), erdos_renyi_graph(K, p, seed), knn_graph(X, n), knn_graph(0*X, n)]
+    made = [random_graph(K, seed), complete_graph(K), task_graph(g.integers(0, 3, K)), ring_graph(K, n), erdos_renyi_graph(K, p, seed),
+            knn_graph(X, n), knn_graph(0*X, n)]
     made += [similarity_graph(S, k, t, T, how) for k in (None,n) for t in (None,.2) for T in (None,p + .01) for how in ('mean','max','min')]
     for A in made: assert (check_graph(A, K) == A).all()
     assert (erdos_renyi_graph(K, p, seed) == erdos_renyi_graph(K, p, seed)).all()
@@ -74,9 +77,13 @@ def test_a_tiny_temperature_overflows_nowhere():
 
 def test_settings_that_make_no_graph():
     S = np.ones((3,3))
-    for call,message in [(lambda: similarity_graph(S, top_k=0), '`top_k`: expected at least 1, got 0'), (lambda: similarity_graph(S, temperature=0), '`temperature`: expected a value above 0, got 0'),
-                         (lambda: similarity_graph(S[:2]), r'`similarity`: expected a square array of numbers, got .*\(2, 3\)'), (lambda: knn_graph([1,2], 1), r'`features`: expected a \(K, d\) array of numbers'),
-                         (lambda: ring_graph(4, 0), '`neighbours`: expected at least 1, got 0'), (lambda: erdos_renyi_graph(4, 1.5), '`p`: expected a probability'), (lambda: normalise_graph(S, 'rows'), r"`how`.*did you mean 'row'")]:
+    for call,message in [(lambda: similarity_graph(S, top_k=0), '`top_k`: expected at least 1, got 0'),
+                         (lambda: similarity_graph(S, temperature=0), '`temperature`: expected a value above 0, got 0'),
+                         (lambda: similarity_graph(S[:2]), r'`similarity`: expected a square array of numbers, got .*\(2, 3\)'),
+                         (lambda: knn_graph([1,2], 1), r'`features`: expected a \(K, d\) array of numbers'),
+                         (lambda: ring_graph(4, 0), '`neighbours`: expected at least 1, got 0'),
+                         (lambda: erdos_renyi_graph(4, 1.5), '`p`: expected a probability'),
+                         (lambda: normalise_graph(S, 'rows'), r"`how`.*did you mean 'row'")]:
         with pytest.raises(ConfigError, match=message): call()
 
 # files
@@ -96,8 +103,10 @@ def test_files_give_back_the_graph(tmp_path_factory, A):
     ('g.csv', '0,1\n2,0', 'a symmetric array'),
     ('g.csv', '', r'a square array of shape \(2, 2\)'),
     ('g.edges', '0 1\n# x\n0 1 2 3', r"lines `i j weight`, the weight optional, got '.*g.edges, line 3: 0 1 2 3'"),
-    ('g.edges', '0', 'line 1: 0'), ('g.txt', '0.5 1', 'line 1: 0.5 1'), ('g.txt', '0 2', 'clients 0 to 1, got .*line 1'), ('g.txt', '-1 0', 'clients 0 to 1'),
-    ('g.txt', '0 1 -2', 'a weight of at least 0'), ('g.txt', '0 1 inf', 'a weight of at least 0'), ('g.txt', '0 0', 'edges between two clients'), ('g.txt', '0 1 1\n1 0 2', r'one weight for an edge, as above \(1\), got .*line 2'),
+    ('g.edges', '0', 'line 1: 0'), ('g.txt', '0.5 1', 'line 1: 0.5 1'), ('g.txt', '0 2', 'clients 0 to 1, got .*line 1'),
+    ('g.txt', '-1 0', 'clients 0 to 1'),
+    ('g.txt', '0 1 -2', 'a weight of at least 0'), ('g.txt', '0 1 inf', 'a weight of at least 0'),
+    ('g.txt', '0 0', 'edges between two clients'), ('g.txt', '0 1 1\n1 0 2', r'one weight for an edge, as above \(1\), got .*line 2'),
 ])
 def test_a_bad_line_is_named(tmp_path, name, text, message):
     (tmp_path/name).write_text(text)
@@ -152,7 +161,8 @@ def test_normalisations(A):
     assert (check_graph(sym, len(A)) == sym).all() and max_degree(sym) <= len(A)**.5 + 1e-9
     for N in (row,sym):
         assert np.isfinite(N).all() and ((N > 0) == (A > 0)).all()
-        np.testing.assert_allclose(normalise_graph(1e3*A, 'row' if N is row else 'symmetric'), N)   # the scale of the weights doesn't matter
+        # the scale of the weights doesn't matter
+        np.testing.assert_allclose(normalise_graph(1e3*A, 'row' if N is row else 'symmetric'), N)
     M = mira_matrix(row, .5)
     np.testing.assert_allclose(effective_pull(M), .5*~alone)
     np.testing.assert_allclose(d@M, d, rtol=1e-9)   # the mean weighted by degree is kept
@@ -167,7 +177,8 @@ def test_renormalised_subgraph(A, data, share):
     R = subgraph(A, ids, renormalize=True)
     assert (check_graph(R, len(ids)) == R).all() and ((R > 0) == (part > 0)).all()
     assert (R.sum(1) <= full*(1 + 1e-9)).all() and (R.sum(1) >= part.sum(1)*(1 - 1e-9)).all()
-    assert (mira_matrix(R, share/(max_degree(A) or 1)) >= -1e-9).all()   # a step that is an average on the whole graph is one in every round
+    # a step that is an average on the whole graph is one in every round
+    assert (mira_matrix(R, share/(max_degree(A) or 1)) >= -1e-9).all()
     np.testing.assert_allclose(subgraph(A, range(len(A)), renormalize=True), A, rtol=1e-12)
 
 @few
@@ -198,11 +209,13 @@ def adapters(draw):
     layers = [(f'layer{i}.', *g.integers(2, 7, 2)) for i in range(draw(st.integers(1, 3)))]
     states = []
     for r in draw(st.lists(st.integers(0, 5), min_size=1, max_size=5)):   # 0: an adapter whose B is zero
-        states.append({n+e: torch.from_numpy(g.normal(size=s))*(r > 0 or e[5] == 'A') for n,i,o in layers for e,s in (('lora_B.weight',(o,max(r, 1))),('lora_A.weight',(max(r, 1),i)))})
+        states.append({n+e: torch.from_numpy(g.normal(size=s))*(r > 0 or e[5] == 'A') for n,i,o in layers
+                       for e,s in (('lora_B.weight',(o,max(r, 1))),('lora_A.weight',(max(r, 1),i)))})
     return states
 
 def dense_similarity(states):
-    V = np.stack([np.concatenate([(s[n[:-len('lora_A.weight')] + 'lora_B.weight']@s[n]).numpy().ravel() for n in sorted(s) if n.endswith('lora_A.weight')]) for s in states])
+    V = np.stack([np.concatenate([(s[n[:-len('lora_A.weight')] + 'lora_B.weight']@s[n]).numpy().ravel() for n in sorted(s)
+                                  if n.endswith('lora_A.weight')]) for s in states])
     S = np.eye(len(V))
     for k in range(len(V)):
         for l in range(len(V)):
@@ -228,15 +241,21 @@ def test_lora_similarity_is_the_dense_one_and_blind_to_the_choice_of_factors(sta
 
 def test_lora_similarity_of_low_precision_states():
     g = torch.Generator().manual_seed(0)
-    states = [{'q.lora_A.weight': torch.randn(4, 8, generator=g).bfloat16(), 'q.lora_B.weight': torch.randn(6, 4, generator=g).bfloat16().requires_grad_()} for _ in range(3)]
-    np.testing.assert_allclose(lora_similarity(states), dense_similarity([{n: t.detach().double() for n,t in s.items()} for s in states]), atol=1e-12)
+    states = [{'q.lora_A.weight': torch.randn(4, 8, generator=g).bfloat16(),
+               'q.lora_B.weight': torch.randn(6, 4, generator=g).bfloat16().requires_grad_()} for _ in range(3)]
+    np.testing.assert_allclose(lora_similarity(states), dense_similarity([{n: t.detach().double() for n,t in s.items()} for s in states]),
+                               atol=1e-12)
 
 def test_states_that_have_no_similarity():
     one = {'q.lora_A.weight': torch.ones(2,3), 'q.lora_B.weight': torch.ones(4,2)}
-    with pytest.raises(ConfigError, match=r"`states\[0\]`: expected names that end in lora_A.weight and lora_B.weight, got \['w'\]"): lora_similarity([{'w': torch.ones(2)}])
-    with pytest.raises(ConfigError, match=r'`states\[1\]`: expected a tensor q.lora_A.weight'): lora_similarity([one, {'q.lora_B.weight': torch.ones(4,2)}])
-    with pytest.raises(ConfigError, match=r'`states\[1\]`: expected the same layers and sizes'): lora_similarity([one, {**one, 'k.lora_A.weight': torch.ones(2,3), 'k.lora_B.weight': torch.ones(4,2)}])
-    with pytest.raises(ConfigError, match=r'`states\[1\]`: expected the same names and shapes'): state_similarity([one, {**one, 'q.lora_A.weight': torch.ones(3,2)}])
+    with pytest.raises(ConfigError, match=r"`states\[0\]`: expected names that end in lora_A.weight and lora_B.weight, got \['w'\]"):
+        lora_similarity([{'w': torch.ones(2)}])
+    with pytest.raises(ConfigError, match=r'`states\[1\]`: expected a tensor q.lora_A.weight'):
+        lora_similarity([one, {'q.lora_B.weight': torch.ones(4,2)}])
+    with pytest.raises(ConfigError, match=r'`states\[1\]`: expected the same layers and sizes'):
+        lora_similarity([one, {**one, 'k.lora_A.weight': torch.ones(2,3), 'k.lora_B.weight': torch.ones(4,2)}])
+    with pytest.raises(ConfigError, match=r'`states\[1\]`: expected the same names and shapes'):
+        state_similarity([one, {**one, 'q.lora_A.weight': torch.ones(3,2)}])
 
 @few
 @given(st.integers(1, 5), seeds)
@@ -248,8 +267,10 @@ def test_state_similarity_is_numpys_cosine(K, seed):
 
 # selection
 
-SELECTIONS = dict(uniform=lambda A, m, rounds, seed: uniform_selection(len(A), m, rounds, seed), weighted=lambda A, m, rounds, seed: weighted_selection(np.arange(len(A)) + 1, m, rounds, seed),
-                  round_robin=lambda A, m, rounds, seed: round_robin_selection(len(A), m, rounds, seed), neighbourhood=neighbourhood_selection,
+SELECTIONS = dict(uniform=lambda A, m, rounds, seed: uniform_selection(len(A), m, rounds, seed),
+                  weighted=lambda A, m, rounds, seed: weighted_selection(np.arange(len(A)) + 1, m, rounds, seed),
+                  round_robin=lambda A, m, rounds, seed: round_robin_selection(len(A), m, rounds, seed),
+                  neighbourhood=neighbourhood_selection,
                   availability=lambda A, m, rounds, seed: availability_selection(np.ones((rounds,len(A)), dtype=bool), m, rounds, seed))
 
 @pytest.mark.parametrize('name', SELECTIONS)
@@ -306,8 +327,11 @@ def test_power_of_choice(K, m, data, seed):
     assert set(ids) <= drawn and min(value[i] for i in ids) >= max((value[i] for i in drawn - set(ids)), default=-1)
 
 def test_selections_that_can_not_be():
-    for call,message in [(lambda: weighted_selection([1,0,0], 1., 1), r'`num_examples`: expected at least 3 clients with examples \(m = 1\), got 1'), (lambda: weighted_selection([1,-1], 1., 1), '`num_examples`: expected a number of at least 0'),
-                         (lambda: availability_selection([[1],[0]], 1., 2), '`available`: expected at least one client in round 1, got 0'), (lambda: availability_selection([[1]], 1., 2), '`available`: expected a line for each of 2 rounds'),
+    for call,message in [(lambda: weighted_selection([1,0,0], 1., 1),
+                          r'`num_examples`: expected at least 3 clients with examples \(m = 1\), got 1'),
+                         (lambda: weighted_selection([1,-1], 1., 1), '`num_examples`: expected a number of at least 0'),
+                         (lambda: availability_selection([[1],[0]], 1., 2), '`available`: expected at least one client in round 1, got 0'),
+                         (lambda: availability_selection([[1]], 1., 2), '`available`: expected a line for each of 2 rounds'),
                          (lambda: power_of_choice([1,2], 1., 1, rng(0)), r'`d`: expected from 2 \(m·K\) to 2 candidates, got 1')]:
         with pytest.raises(ConfigError, match=message): call()
 

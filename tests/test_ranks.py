@@ -23,7 +23,8 @@ def of(s, i): return {n: t.clone() for n,t in s.store.layout.views(s.row_of(s.cl
 @pytest.mark.parametrize('engine', ['batched','sequential'])
 def test_hetlora_against_the_paper(make_cfg, engine):
     "Clients with LoRAs of their own shapes, by peft alone; padded with zeros, weighted by the norm of B A, cut to what each can hold."
-    cfg = make_cfg(name='hetlora', engine=engine, ranks=RANKS, m=.75, rounds=2, local_step=2, batch_size=3, optimizer='SGD', lr=.5, grad_clip=100.)
+    cfg = make_cfg(name='hetlora', engine=engine, ranks=RANKS, m=.75, rounds=2, local_step=2, batch_size=3, optimizer='SGD', lr=.5,
+                   grad_clip=100.)
     s = get_server(cfg, client_data(4), callbacks=[])
     shared = {n: t.double() for n,t in s.live.state().items()}
     start = dict(shared)
@@ -32,7 +33,8 @@ def test_hetlora_against_the_paper(make_cfg, engine):
         new,norms = [],[]
         for k in ids:
             small = cfg.replace(r=RANKS[k], ranks=[], lora_alpha=cfg.lora_alpha*RANKS[k]/cfg.r)
-            w = lora_steps(small, cut({n: p.float() for n,p in shared.items()}, RANKS[k]), s.client_list[k].train_data.items, t, k, list(shared))
+            w = lora_steps(small, cut({n: p.float() for n,p in shared.items()}, RANKS[k]), s.client_list[k].train_data.items, t, k,
+                           list(shared))
             w = {n: p.double() for n,p in w.items()}
             norms.append(sum((w[n]@w[n.replace('lora_B', 'lora_A')]).square().sum().item() for n in w if 'lora_B' in n)**.5)
             new.append(pad(w, cfg.r))
@@ -50,8 +52,10 @@ def test_hetlora_against_the_paper(make_cfg, engine):
 @pytest.mark.parametrize('engine', ['batched','sequential'])
 @pytest.mark.parametrize('name', ['mira','fedavg','local','ditto','fedavg_ft'])
 def test_zeros_stay_zeros(make_cfg, name, engine):
-    "Under AdamW with weight decay and dropout, from the common start on; in what is trained, sent, tested with, and for clients with a state of their own in the file."
-    cfg = make_cfg(name=name, engine=engine, clients_per_batch=3, ranks=RANKS, m=.75, rounds=3, lr=.05, lora_dropout=.1, optimizer_args=dict(weight_decay=.1), keep_trained=True, keep_rounds=9, graph='complete')
+    """Under AdamW with weight decay and dropout, from the common start on; in what is trained, sent, tested with, and for clients with
+    a state of their own in the file."""
+    cfg = make_cfg(name=name, engine=engine, clients_per_batch=3, ranks=RANKS, m=.75, rounds=3, lr=.05, lora_dropout=.1,
+                   optimizer_args=dict(weight_decay=.1), keep_trained=True, keep_rounds=9, graph='complete')
     s = get_server(cfg, client_data(4), callbacks=[])
     assert all(not beyond(of(s, i), RANKS[i]).any() for i in range(4))   # the common start
     s.fit()
@@ -60,7 +64,8 @@ def test_zeros_stay_zeros(make_cfg, name, engine):
             T = files(s, i, t+1, 'trained')
             used = [(p if 'lora_A' in n else p.T)[:RANKS[i]].any(1) for n,p in T.items()]
             assert not beyond(T, RANKS[i]).any() and torch.cat(used).all()
-            assert beyond(files(s, i, t+1), RANKS[i]).any() == (name in ('fedavg','ditto','fedavg_ft') and not (name == 'fedavg_ft' and t == cfg.rounds-1) and RANKS[i] < 4)
+            assert beyond(files(s, i, t+1), RANKS[i]).any() == (name in ('fedavg','ditto','fedavg_ft')
+                                                                and not (name == 'fedavg_ft' and t == cfg.rounds-1) and RANKS[i] < 4)
             assert not beyond(s.store.layout.views(s.test_row(s.client_list[i], t+1)), RANKS[i]).any()
     for i in range(4):
         assert not beyond(of(s, i), RANKS[i]).any() and not beyond(s.store.layout.views(s.test_row(s.client_list[i])), RANKS[i]).any()
@@ -76,7 +81,8 @@ def test_zeros_stay_zeros(make_cfg, name, engine):
     s.send(s.client_list[ids[0]])
     with torch.no_grad(): assert torch.equal(m(tokens).logits, s.model.eval()(tokens).logits)
 
-@pytest.mark.parametrize('name', [n for n,o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer) and n not in ('Optimizer','LBFGS','SparseAdam')])
+@pytest.mark.parametrize('name', [n for n,o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)
+                                  and n not in ('Optimizer','LBFGS','SparseAdam')])
 def test_no_optimiser_makes_something_of_nothing(name):
     g = torch.Generator().manual_seed(0)
     A,B = torch.randn(4, 5, generator=g),torch.randn(6, 4, generator=g)
@@ -112,7 +118,8 @@ def test_product_space_with_ranks(make_cfg, name):
     seen = []
     class See(Callback):
         def after_mix(self, server, t, M): seen.append(M)
-    cfg = make_cfg(name=name, space='product', ranks=RANKS, r=4, rounds=2, m=.75, lr=.05, keep_trained=True, keep_rounds=9, graph='complete', coupling=.6)
+    cfg = make_cfg(name=name, space='product', ranks=RANKS, r=4, rounds=2, m=.75, lr=.05, keep_trained=True, keep_rounds=9,
+                   graph='complete', coupling=.6)
     s = get_server(cfg, client_data(4), callbacks=[See()])
     s.fit()
     for t,M in enumerate(seen):
@@ -141,22 +148,27 @@ def test_a_stopped_run_with_ranks_goes_on(make_cfg, name):
     again = get_server(b, client_data(4), callbacks=[])
     assert again.fit() == s.history
     for i in range(4): assert torch.equal(again.store.load_row(i), s.store.load_row(i))
-    with pytest.raises(ConfigError, match='`ranks`: expected .*as in the run in'): get_server(b.replace(ranks=[1,1,1,1]), client_data(4), callbacks=[])
+    with pytest.raises(ConfigError, match='`ranks`: expected .*as in the run in'):
+        get_server(b.replace(ranks=[1,1,1,1]), client_data(4), callbacks=[])
 
 def test_ranks_that_can_not_be(make_cfg):
     for bad in ([1,2,3], [0,1,2,3], [1,2,3,5], [1,2,3,4.], [1,2,3,True], ['1','2','3','4']):
         with pytest.raises(ConfigError, match=r'`ranks`: expected 4 integers from 1 to 4 \(`r`\), one a client'): make_cfg(ranks=bad)
     pairs = [{'train': [(torch.ones(3), 0)]*4, 'test': [(torch.ones(3), 1)]*2} for _ in range(4)]
     kw = dict(callbacks=[], criterion=torch.nn.CrossEntropyLoss())
-    with pytest.raises(ConfigError, match='`ranks`: expected none, for a model without a LoRA'): get_server(make_cfg(ranks=RANKS), pairs, torch.nn.Linear(3, 2), **kw)
-    with pytest.raises(ConfigError, match='`name`: expected an algorithm for models without a LoRA'): get_server(make_cfg(name='hetlora'), pairs, torch.nn.Linear(3, 2), **kw)
+    with pytest.raises(ConfigError, match='`ranks`: expected none, for a model without a LoRA'):
+        get_server(make_cfg(ranks=RANKS), pairs, torch.nn.Linear(3, 2), **kw)
+    with pytest.raises(ConfigError, match='`name`: expected an algorithm for models without a LoRA'):
+        get_server(make_cfg(name='hetlora'), pairs, torch.nn.Linear(3, 2), **kw)
     from peft import LoraConfig, get_peft_model
     own = get_peft_model(get_base_model(make_cfg()), LoraConfig(task_type='CAUSAL_LM', r=3, target_modules=['v_proj']))
-    with pytest.raises(ConfigError, match="`ranks`: expected at most 3, the rank of the model's LoRA"): get_server(make_cfg(ranks=RANKS), client_data(4), own, callbacks=[])
+    with pytest.raises(ConfigError, match="`ranks`: expected at most 3, the rank of the model's LoRA"):
+        get_server(make_cfg(ranks=RANKS), client_data(4), own, callbacks=[])
 
 def test_what_all_share_is_stepped_in_full(make_cfg):
     "The first client's rank, 1, isn't the shared model's: FedAvgM goes on from all of it."
-    cfg = make_cfg(name='fedavg', ranks=RANKS, rounds=3, lr=.05, keep_trained=True, keep_rounds=5, server_optimizer='momentum', server_optimizer_args=dict(beta1=.5))
+    cfg = make_cfg(name='fedavg', ranks=RANKS, rounds=3, lr=.05, keep_trained=True, keep_rounds=5, server_optimizer='momentum',
+                   server_optimizer_args=dict(beta1=.5))
     s = get_server(cfg, client_data(4), callbacks=[])
     shared,m = {n: t.double() for n,t in s.live.state().items()},{}
     s.fit()

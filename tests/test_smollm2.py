@@ -2,7 +2,7 @@
 import pytest, torch
 from pathlib import Path
 from peft import PeftModel
-from fedai.config import FedConfig, load_config
+from fedai.config import load_config
 from fedai.data.clients import get_client_data
 from fedai.models import get_base_model, get_tokenizer
 from fedai.servers import Server_mira
@@ -26,8 +26,10 @@ def same_logits(server, cfg):
     return seen
 
 def test_a_short_run_learns_and_peft_loads_it(tmp_path):
-    cfg = load_config(ROOT/'configs'/'demo.yaml', output_dir=str(tmp_path/'run'), num_clients=2, clients_per_task=1, rounds=2, local_step=3, train_size=12, test_size=4,
-                      tasks={'products': dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1), 'gcd': dict(min_value=2, max_value=12)})
+    cfg = load_config(ROOT/'configs'/'demo.yaml', output_dir=str(tmp_path/'run'), num_clients=2, clients_per_task=1, rounds=2, local_step=3,
+                      train_size=12, test_size=4,
+                      tasks={'products': dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1),
+                             'gcd': dict(min_value=2, max_value=12)})
     s = Server_mira(cfg, get_client_data(cfg), callbacks=[])
     s.fit()
     s.test(baselines=True)
@@ -48,7 +50,8 @@ def test_a_four_bit_base(make_cfg):
     from conftest import client_data
     moves = []
     for engine in ('batched','sequential'):
-        s = Server_mira(make_cfg(model='smollm2', dtype='4bit', engine=engine, rounds=1, local_step=3, lr=.05, optimizer='SGD', num_clients=2), client_data(2), callbacks=[])
+        s = Server_mira(make_cfg(model='smollm2', dtype='4bit', engine=engine, rounds=1, local_step=3, lr=.05, optimizer='SGD',
+                                 num_clients=2), client_data(2), callbacks=[])
         base = s.model.get_base_model()
         assert type(base.model.layers[0].self_attn.k_proj).__name__ == 'Linear4bit' and base.get_memory_footprint() < 250e6
         frozen,c = s.live.frozen_checksum(),s.client_list[0]
@@ -64,7 +67,8 @@ def test_together_equals_one_by_one(make_cfg, layers):
     from conftest import client_data
     moves = []
     for engine in ('batched','sequential'):
-        s = Server_mira(make_cfg(model='smollm2', engine=engine, adapt_layers=layers, rounds=1, local_step=3, lr=.05, optimizer='SGD', num_clients=3), client_data(3), callbacks=[])
+        s = Server_mira(make_cfg(model='smollm2', engine=engine, adapt_layers=layers, rounds=1, local_step=3, lr=.05, optimizer='SGD',
+                                 num_clients=3), client_data(3), callbacks=[])
         s.fit()
         moves.append([s.store.load_row(k).view(torch.float32) - s.store.load_row(k, 0).view(torch.float32) for k in range(3)])
         moves[-1].append([m['loss'] for m in s.test().values()])

@@ -3,8 +3,8 @@
     python tools/outputs.py                      # all notebooks
     python tools/outputs.py tutorials/00_quickstart ...    # some
 
-Cells that tests pass over (`tst_flags` in settings.ini) aren't run, and keep what is stored. Warnings and progress bars aren't stored, and the names of
-temporary folders are replaced, so that a notebook run twice shows the same but for seconds.
+Cells that tests pass over (`tst_flags` in settings.ini) aren't run, and keep what is stored. Warnings and progress bars aren't stored, and
+the names of temporary folders are replaced, so that a notebook run twice shows the same but for seconds.
 """
 import base64, configparser, io, os, re, subprocess, sys, tempfile
 from pathlib import Path
@@ -26,7 +26,8 @@ def shown(output):
     "What is kept of an output, or nothing."
     if output['output_type'] == 'stream': return None if output['name'] == 'stderr' else {**output, 'text': without_folders(output['text'])}
     if 'data' not in output: return output
-    return {**output, 'data': {k: without_folders(v) if k.startswith('text/') else smaller(v) if k == 'image/png' else v for k,v in output['data'].items()}}
+    return {**output, 'data': {k: without_folders(v) if k.startswith('text/') else smaller(v) if k == 'image/png' else v
+                               for k,v in output['data'].items()}}
 
 def run(path, flags):
     "Run the notebook at `path` and write it with its outputs."

@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-ROOMS = ('config', 'utils', 'graphs', 'selection', 'models', 'data', 'store', 'evaluate', 'train', 'clients', 'engines', 'checks', 'hooks', 'federation',
+ROOMS = ('config', 'utils', 'graphs', 'selection', 'models', 'data', 'store', 'evaluate', 'train', 'clients', 'engines', 'checks', 'hooks',
+         'federation',
          'servers', 'algorithms',
          'study', 'remote', 'reading', 'ship', 'commands', 'cli')   # modules of `fedai`, and its folders
 
