@@ -127,7 +127,7 @@ def main():
             lines.append(f"| {o['what']} | {' | '.join(cells)} | {o['planning']:.0f} s ({o['measuring']:.0f} s) |")
             print(lines[-1], {k: round(v, 2) for k,v in o['time'].items()}, flush=True)
             if a.out:
-                off = '| furthest off | ' + ' | '.join(f'{worst[k]:.0%}' for k in SHOWN) + ' | |'
-                Path(a.out).write_text('\n'.join([*lines, off]) + '\n')
+                last = '| furthest off | ' + ' | '.join(f'{worst[k]:.0%}' for k in SHOWN) + ' | |'
+                Path(a.out).write_text('\n'.join([*lines, last]) + '\n')
 
 if __name__ == '__main__': main()
