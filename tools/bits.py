@@ -200,7 +200,9 @@ def whole(cfg, data=texts, callbacks=(), **kwargs):
     server = get_server(cfg, data(cfg.num_clients) if callable(data) else data, callbacks=[seen, *callbacks], **kwargs)
     server.fit()
     server.test(baselines=cfg.engine != 'auto')
-    return dict(mixing=seen.rounds, latest=server.latest_model_iter, prints=[c.fingerprint for c in server.client_list])
+    there = {i for r in server.history for i in r['selected']}   # others are in it in some versions, and not in others
+    latest = {i: server.latest_model_iter[i] for i in sorted(there)}
+    return dict(mixing=seen.rounds, latest=latest, prints=[c.fingerprint for c in server.client_list])
 
 def held(cfg, data=texts):
     "With examples of the server's own."
