@@ -306,11 +306,11 @@ def test_killed_between_replies_and_started_again(make_cfg):
         if kind == 'train': trained.append(node)
         return r
     s,_ = federation(cfg, data, spoil)
-    real = s.update
-    def update(state, t, id, metrics):
+    real = s.save_trained
+    def save_trained(id, t, metrics=None, state=None):
         if (t,id) == (1,1): raise Killed
-        real(state, t, id, metrics)
-    s.update = update
+        real(id, t, metrics, state)
+    s.save_trained = save_trained
     with pytest.raises(Killed): s.fit()
     del trained[:]
     s,_ = federation(cfg, data, spoil)
